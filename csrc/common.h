@@ -1,0 +1,24 @@
+// What every other header needs: the mark of a function that both compilers build, and integer helpers.
+#pragma once
+
+#include <cstdint>
+
+#if defined(__CUDACC__)
+#define HOST_DEVICE __host__ __device__ __forceinline__
+#else
+#define HOST_DEVICE inline __attribute__((always_inline))
+#endif
+
+namespace densecrf {
+
+HOST_DEVICE constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+HOST_DEVICE constexpr int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// A constant so that rows of simplex vertices fit on the stack; beyond it the lattice is of no use to anybody.
+constexpr int kMaxDimension = 63;
+
+// A key coordinate of this magnitude or above is refused: three of them share a 64-bit word.
+constexpr int32_t kKeyLimit = 1 << 20;
+
+}  // namespace densecrf

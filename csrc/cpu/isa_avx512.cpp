@@ -1,0 +1,32 @@
+// The kernels for processors with avx512, compiled by a target region: no flag of the build depends on this file.
+
+#include <cmath>
+#include <limits>
+#include <type_traits>
+
+#include "kernels.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma,avx512f,avx512dq,avx512vl,avx512bw"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,avx512f,avx512dq,avx512vl,avx512bw")
+#endif
+
+#define DENSECRF_ISA avx512
+#define DENSECRF_ISA_NAME "avx512"
+#define DENSECRF_VECTOR_BYTES 64
+#define DENSECRF_HAS_FMA 1
+#include "../mean_field.h"  // inside the region: its templates are compiled for this instruction set
+#include "kernels_impl.h"
+#include "kernels_simd.h"
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+#endif  // __x86_64__

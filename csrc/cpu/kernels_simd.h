@@ -1,0 +1,224 @@
+// Loops with one point, or one channel, per lane: the geometry of a tile and the softmax of rows. Included by the
+// isa_*.cpp after kernels_impl.h, under the same conditions.
+
+namespace densecrf {
+namespace DENSECRF_ISA {
+
+template <class F, class I, int N>
+struct VectorLanes {
+  using Element = F;
+  using Integer = Vector<I, N>;
+  using V = Vector<F, N>;
+  HOST_DEVICE static V broadcast(F x) { return x - V{}; }
+  HOST_DEVICE static Integer broadcast_integer(I x) { return Integer{} + x; }
+  HOST_DEVICE static Integer less(V a, V b) { return a < b; }
+  HOST_DEVICE static Integer less(Integer a, Integer b) { return a < b; }
+  HOST_DEVICE static Integer equal(Integer a, Integer b) { return a == b; }
+  HOST_DEVICE static V select(Integer mask, V a, V b) { return mask ? a : b; }
+  HOST_DEVICE static Integer to_integer(V x) { return __builtin_convertvector(x, Integer); }
+  HOST_DEVICE static V to_float(Integer x) { return __builtin_convertvector(x, V); }
+  HOST_DEVICE static V multiply_add(V a, V b, V c) { return DENSECRF_ISA::multiply_add(a, b, c); }
+  // x · 2^n through the bits of the exponent, for n in the normal range.
+  HOST_DEVICE static V scale_by_power(V x, Integer n) {
+    constexpr int mantissa = sizeof(F) == 4 ? 23 : 52;
+    constexpr I bias = sizeof(F) == 4 ? 127 : 1023;
+    return x * (V)((n + bias) << mantissa);
+  }
+};
+
+}  // namespace DENSECRF_ISA
+
+template <>
+struct Lanes<DENSECRF_ISA::Vector<float, DENSECRF_VECTOR_BYTES / 4>>
+    : DENSECRF_ISA::VectorLanes<float, int32_t, DENSECRF_VECTOR_BYTES / 4> {};
+template <>
+struct Lanes<DENSECRF_ISA::Vector<double, DENSECRF_VECTOR_BYTES / 8>>
+    : DENSECRF_ISA::VectorLanes<double, int64_t, DENSECRF_VECTOR_BYTES / 8> {};
+#if DENSECRF_VECTOR_BYTES != 32
+template <>
+struct Lanes<DENSECRF_ISA::Vector<float, 8>> : DENSECRF_ISA::VectorLanes<float, int32_t, 8> {};
+template <>
+struct Lanes<DENSECRF_ISA::Vector<double, 4>> : DENSECRF_ISA::VectorLanes<double, int64_t, 4> {};
+#endif
+
+namespace DENSECRF_ISA {
+
+template <int MaxD, class F>
+bool enclose_bounded(const F* features, const F* scale, int d, int points, TileSimplices<F>* out) {
+  constexpr int lanes = kWidth<F>;
+  using V = Vector<F, lanes>;
+  using L = Lanes<V>;
+  using Narrow = Vector<int32_t, lanes>;
+  typename L::Integer inside = L::broadcast_integer(-1);
+  for (int p = 0; p < points; p += lanes) {
+    V feature[MaxD];
+    for (int i = 0; i < d; ++i) feature[i] = load<V>(features + i * kTilePoints + p);
+    Simplex<V, MaxD> simplex;
+    simplex.enclose(feature, scale, d);
+    inside &= simplex.in_range(d);
+    for (int i = 0; i <= d; ++i) {
+      store(out->weight + i * kTilePoints + p, simplex.weight[i]);
+      store(out->remainder + i * kTilePoints + p, __builtin_convertvector(simplex.remainder[i], Narrow));
+      store(out->rank + i * kTilePoints + p, __builtin_convertvector(simplex.rank[i], Narrow));
+    }
+  }
+  for (int i = 0; i < lanes; ++i)
+    if (!inside[i]) return false;
+  for (int p = 0; p < points; ++p) out->hash[p] = 0;
+  for (int i = 0; i <= d; ++i) {
+    const auto* remainder = reinterpret_cast<const uint32_t*>(out->remainder + i * kTilePoints);
+    const auto* rank = reinterpret_cast<const uint32_t*>(out->rank + i * kTilePoints);
+    for (int p = 0; p < points; ++p) out->hash[p] = (out->hash[p] + remainder[p] * 64 + rank[p]) * 0x9E3779B1u;
+  }
+  return true;
+}
+
+// Lanes past the last point must hold finite features: the caller repeats the last point.
+template <class F>
+bool enclose(const F* features, const F* scale, int d, int points, TileSimplices<F>* out) {
+  if (d == 2) return enclose_bounded<2>(features, scale, 2, points, out);
+  if (d == 3) return enclose_bounded<3>(features, scale, 3, points, out);
+  if (d == 5) return enclose_bounded<5>(features, scale, 5, points, out);
+  return enclose_bounded<kMaxDimension>(features, scale, d, points, out);
+}
+
+// Reduction over groups of N neighbouring lanes, the result in every lane of the group.
+template <int N, class V, class Combine>
+inline V reduce_lanes(V x, Combine combine) {
+  if constexpr (sizeof(V) == 32 && sizeof(x[0]) == 4) {
+    if constexpr (N >= 2) x = combine(x, __builtin_shufflevector(x, x, 1, 0, 3, 2, 5, 4, 7, 6));
+    if constexpr (N >= 4) x = combine(x, __builtin_shufflevector(x, x, 2, 3, 0, 1, 6, 7, 4, 5));
+    if constexpr (N >= 8) x = combine(x, __builtin_shufflevector(x, x, 4, 5, 6, 7, 0, 1, 2, 3));
+  } else {
+    if constexpr (N >= 2) x = combine(x, __builtin_shufflevector(x, x, 1, 0, 3, 2));
+    if constexpr (N >= 4) x = combine(x, __builtin_shufflevector(x, x, 2, 3, 0, 1));
+  }
+  return x;
+}
+
+struct Largest {
+  template <class V>
+  V operator()(V a, V b) const {
+    return a > b ? a : b;
+  }
+};
+struct Sum {
+  template <class V>
+  V operator()(V a, V b) const {
+    return a + b;
+  }
+};
+
+// One unit of lanes holds `unit / N` whole rows of N channels.
+template <int N, class F>
+void softmax_short_rows(F* x, int points, bool logarithm) {
+  using V = Vector<F, kUnit<F>>;
+  for (int at = 0; at < points * N; at += kUnit<F>) {
+    V row = load<V>(x + at);
+    row -= reduce_lanes<N>(row, Largest{});
+    const V e = exponential(row);
+    const V sum = reduce_lanes<N>(e, Sum{});
+    if (logarithm) {
+      for (int i = 0; i < kUnit<F>; ++i) row[i] -= std::log(sum[i]);
+      store(x + at, row);
+    } else {
+      store(x + at, e / sum);
+    }
+  }
+}
+
+// The same over all channels of a row: first unit by unit, then across the lanes.
+template <class F, int N, class Combine>
+inline auto fold_row(const Row<F, N>& row, Combine combine) {
+  using U = Vector<F, kUnit<F>>;
+  U units[N / kUnit<F>];
+  if constexpr (Row<F, N>::kFull > 0) __builtin_memcpy(units, row.full, sizeof(row.full));
+  if constexpr (Row<F, N>::kRest > 0) units[N / kUnit<F> - 1] = row.rest;
+  for (int i = 1; i < N / kUnit<F>; ++i) units[0] = combine(units[i], units[0]);
+  return reduce_lanes<kUnit<F>>(units[0], combine);
+}
+
+// N channels in registers from the first maximum to the last product.
+template <int N, class F>
+void softmax_rows(F* x, int points) {
+  using U = Vector<F, kUnit<F>>;
+  for (int p = 0; p < points; ++p, x += N) {
+    Row<F, N> row;
+    row.read(x);
+    const U largest = fold_row(row, Largest{});
+    row.each([largest](auto& v, int) { v = exponential(v - broadcast<std::decay_t<decltype(v)>>(largest[0])); });
+    const U sum = fold_row(row, Sum{});
+    row.multiply(F(1) / sum[0]);
+    row.write(x);
+  }
+}
+
+template <class F>
+void softmax_long_rows(F* x, int points, int64_t stride, bool logarithm) {
+  using U = Vector<F, kUnit<F>>;
+  for (int p = 0; p < points; ++p, x += stride) {
+    U largest = load<U>(x);
+    for (int64_t c = kUnit<F>; c < stride; c += kUnit<F>) largest = Largest{}(load<U>(x + c), largest);
+    const F m = reduce_lanes<kUnit<F>>(largest, Largest{})[0];
+    U sums{};
+    for (int64_t c = 0; c < stride; c += kUnit<F>) {
+      const U shifted = load<U>(x + c) - m;
+      const U e = exponential(shifted);
+      sums += e;
+      store(x + c, logarithm ? shifted : e);
+    }
+    const F sum = reduce_lanes<kUnit<F>>(sums, Sum{})[0];
+    const F log_sum = logarithm ? std::log(sum) : F(0), inverse = F(1) / sum;
+    for (int64_t c = 0; c < stride; c += kUnit<F>) {
+      const U value = load<U>(x + c);
+      store(x + c, logarithm ? value - log_sum : value * inverse);
+    }
+  }
+}
+
+template <class F>
+void softmax(F* x, int points, int64_t stride, bool logarithm) {
+  if (stride == 1) return softmax_short_rows<1>(x, points, logarithm);
+  if (stride == 2) return softmax_short_rows<2>(x, points, logarithm);
+  if (stride < kUnit<F>) return softmax_short_rows<4>(x, points, logarithm);
+  if (!logarithm) {
+    if (stride == kUnit<F>) return softmax_rows<kUnit<F>>(x, points);
+    if (stride == 2 * kUnit<F>) return softmax_rows<2 * kUnit<F>>(x, points);
+    if (stride == 3 * kUnit<F>) return softmax_rows<3 * kUnit<F>>(x, points);
+    if (stride == 4 * kUnit<F>) return softmax_rows<4 * kUnit<F>>(x, points);
+  }
+  softmax_long_rows(x, points, stride, logarithm);
+}
+
+template <class F>
+void pair(const TileEntries<F>& entries, const int32_t* vertices, const F* rows, int64_t stride, const F* in, F factor,
+          F* out) {
+  const int64_t unit = stride < kUnit<F> ? 1 : kUnit<F>;
+  for (int e = 0; e < entries.points * entries.vertices_per_point; ++e) {
+    const F* a = in + TileEntries<F>::position(entries.order[e / entries.vertices_per_point]) * stride;
+    const F* b = rows + vertices[entries.local_ids[e]] * stride;
+    F sum = F(0);
+    if (unit == 1) {
+      for (int64_t c = 0; c < stride; ++c) sum += a[c] * b[c];
+    } else {
+      Vector<F, kUnit<F>> lanes{};
+      for (int64_t c = 0; c < stride; c += kUnit<F>)
+        lanes = multiply_add(load<Vector<F, kUnit<F>>>(a + c), load<Vector<F, kUnit<F>>>(b + c), lanes);
+      sum = reduce_lanes<kUnit<F>>(lanes, Sum{})[0];
+    }
+    out[e] += factor * sum;
+  }
+}
+
+template <class F>
+const Kernels<F>& table() {
+  static const Kernels<F> kernels = {
+      DENSECRF_ISA_NAME, enclose<F>, slice<F>,   pair<F>,    splat<F>, gather<F>, blur<F>, softmax<F>, subtract_diagonal<F>,
+      subtract_matrix<F>};
+  return kernels;
+}
+template const Kernels<float>& table<float>();
+template const Kernels<double>& table<double>();
+
+}  // namespace DENSECRF_ISA
+}  // namespace densecrf

@@ -1,0 +1,26 @@
+// Filtering with the lattice of one image on the CPU, torch-free.
+#pragma once
+
+#include "kernels.h"
+#include "parallel.h"
+
+namespace densecrf {
+
+// Values [N, C] in the caller's order, any strides (in elements).
+template <class T>
+struct ValuesView {
+  const T* data;
+  int64_t point_stride, channel_stride;
+};
+
+// out[N, C] = slice_scale · K (splat_scale · values), or K transposed where `reverse`; a null scale is one.
+template <class T>
+void filter_image(const LatticeView<T>& lattice, const ValuesView<T>& values, int64_t channels, const T* splat_scale,
+                  const T* slice_scale, bool reverse, const Pool& pool, T* out);
+
+// out[d, N] += gradient of <grad, K values> with respect to the features [d, N].
+template <class T>
+void feature_grad_image(const LatticeView<T>& lattice, const ValuesView<T>& values, const ValuesView<T>& grad,
+                        int64_t channels, const T* features, const Pool& pool, T* out);
+
+}  // namespace densecrf

@@ -1,0 +1,50 @@
+// Mean field inference on one image on the CPU, torch-free.
+#pragma once
+
+#include <vector>
+
+#include "kernels.h"
+#include "parallel.h"
+
+namespace densecrf {
+
+enum class Compatibility { potts, diagonal, matrix };
+enum class Output { probabilities, log_probabilities, labels };
+
+// One pairwise term. Scales are in the caller's order; null where the normalization has none on that side.
+template <class T>
+struct PairwiseTerm {
+  LatticeView<T> lattice;
+  const T* splat_scale;
+  const T* slice_scale;
+  Compatibility compatibility;
+  T weight;             // potts: energy -weight · y
+  const T* parameters;  // diagonal [C]: energy v · y; matrix [C, C] row-major: energy A y
+};
+
+template <class T>
+struct MeanFieldProblem {
+  TileGrid grid;
+  int64_t channels;
+  const T* unary;  // [C, N] with these strides
+  int64_t channel_stride, point_stride;
+  int iterations;
+  T damping;
+  T tolerance;  // negative: run all iterations
+  Output output;
+  T* out;           // [C, N], for probabilities
+  int64_t* labels;  // [N], for labels
+};
+
+// A pixel whose distribution is not a number: at iteration 0 the unary is to blame, later an overflow.
+struct MeanFieldError {
+  bool found = false;
+  int64_t point = 0;
+  int iteration = 0;
+};
+
+template <class T>
+MeanFieldError mean_field_image(const MeanFieldProblem<T>& problem, const std::vector<PairwiseTerm<T>>& terms,
+                                const Pool& pool);
+
+}  // namespace densecrf

@@ -1,0 +1,96 @@
+// The rows of a lattice's vertices while one filter runs: partial sums of tiles, then the two sides of the blur.
+#pragma once
+
+#include <algorithm>
+#include <utility>
+
+#include "buffer.h"
+#include "kernels.h"
+#include "parallel.h"
+
+namespace densecrf {
+
+template <class T>
+TileEntries<T> tile_entries(const LatticeView<T>& lattice, const Tile& tile) {
+  const int64_t first = tile.first * (lattice.d + 1);
+  return {tile.points(), lattice.d + 1, lattice.weights + first, lattice.local_ids + first, lattice.order + tile.first};
+}
+
+// Calls function(raster position, position in the tile, length) for each row of the tile.
+template <class Function>
+void for_rows(const TileGrid& grid, const Tile& tile, Function function) {
+  for (int r = 0; r < tile.rows; ++r) function(grid.raster(tile, r), r * tile.cols, tile.cols);
+}
+
+template <class T>
+class VertexRows {
+ public:
+  VertexRows(const LatticeView<T>& lattice, int64_t stride)
+      : lattice_(lattice),
+        stride_(stride),
+        partials_(lattice.partials() * stride),
+        front_((lattice.vertices + 1) * stride),
+        back_((lattice.vertices + 1) * stride) {
+    std::fill_n(front_.data(), stride, T(0));
+    std::fill_n(back_.data(), stride, T(0));
+  }
+
+  // The tile's own rows, to be cleared and splatted to by whoever owns the tile.
+  T* tile_partials(int64_t tile) const {
+    return partials_.data() + (lattice_.tile_offsets[tile] - lattice_.first_partial()) * stride_;
+  }
+  void clear_tile(int64_t tile) const {
+    std::fill_n(tile_partials(tile), (lattice_.tile_offsets[tile + 1] - lattice_.tile_offsets[tile]) * stride_, T(0));
+  }
+  const int32_t* tile_vertices(int64_t tile) const { return lattice_.tile_vertices + lattice_.tile_offsets[tile]; }
+
+  // Rows by vertex id as tile_vertices has it, after blur().
+  const T* rows() const { return front_.data() + (1 - lattice_.first_vertex) * stride_; }
+
+  // Sums the partials of every vertex, then blurs along the axes in turn, or in the opposite order: the adjoint.
+  // Several lattices go together, so that one parallel region serves each step.
+  static void gather_and_blur(VertexRows* lattices, int count, bool reverse, const Pool& pool) {
+    int64_t vertices = 0;
+    int axes = 0;
+    for (int i = 0; i < count; ++i) {
+      vertices += lattices[i].lattice_.vertices;
+      axes = std::max(axes, lattices[i].lattice_.d + 1);
+    }
+    const auto each = [&](auto step) {
+      pool.parallel_for(vertices, kGrain, [&](int64_t begin, int64_t end) {
+        for (int i = 0; i < count && end > 0; ++i) {
+          const int64_t size = lattices[i].lattice_.vertices;
+          if (begin < size) step(lattices[i], begin, std::min(end, size));
+          begin = std::max<int64_t>(0, begin - size);
+          end -= size;
+        }
+      });
+    };
+    each([](VertexRows& v, int64_t begin, int64_t end) { v.gather(begin, end); });
+    for (int axis = 0; axis < axes; ++axis) {
+      each([axis, reverse](VertexRows& v, int64_t begin, int64_t end) {
+        if (axis <= v.lattice_.d) v.blur(reverse ? v.lattice_.d - axis : axis, begin, end);
+      });
+      for (int i = 0; i < count; ++i)
+        if (axis <= lattices[i].lattice_.d) std::swap(lattices[i].front_, lattices[i].back_);
+    }
+  }
+
+ private:
+  static constexpr int64_t kGrain = 512;
+
+  void gather(int64_t begin, int64_t end) {
+    kernels<T>().gather(begin, end, lattice_.vertex_offsets, lattice_.vertex_partials, lattice_.first_partial(),
+                        partials_.data(), stride_, front_.data() + stride_);
+  }
+  void blur(int axis, int64_t begin, int64_t end) {
+    kernels<T>().blur(begin, end, lattice_.neighbours + axis * lattice_.neighbour_stride, lattice_.first_vertex,
+                      front_.data() + stride_, stride_, back_.data() + stride_);
+  }
+
+  const LatticeView<T>& lattice_;
+  int64_t stride_;
+  Buffer<T> partials_, front_, back_;
+};
+
+}  // namespace densecrf

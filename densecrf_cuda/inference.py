@@ -1,0 +1,128 @@
+"""Mean field composed of differentiable operators: what runs where gradients are wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint as recompute
+
+from .compatibility import apply_compatibility
+from .dense import dense_product
+from .ops import lattice_filter
+
+__all__ = ["DenseTerm", "LatticeTerm", "Term", "unrolled_mean_field"]
+
+
+class Term(Protocol):
+    """A pairwise term of the energy."""
+
+    def __call__(self, q: Tensor) -> Tensor:
+        """The energy compat(filter(Q)) of the term, [B, N, C] for Q [B, N, C]."""
+        ...
+
+
+class LatticeTerm:
+    """A term whose filter is the lattice; norm [B', N] is read unless the normalization is "none"."""
+
+    def __init__(
+        self,
+        lattice: Sequence[Tensor],
+        grid: Sequence[int],
+        norm: Tensor,
+        normalization: str,
+        compat: Tensor,
+        features: Tensor | None = None,
+    ) -> None:
+        self.lattice, self.grid, self.features, self.compat = lattice, grid, features, compat
+        self.norm, self.normalization = norm, normalization
+        self.splat_scale = norm if normalization in ("before", "symmetric") else None
+        self.slice_scale = norm if normalization in ("after", "symmetric") else None
+
+    def __call__(self, q: Tensor) -> Tensor:
+        y = lattice_filter(
+            q,
+            self.lattice,
+            self.grid,
+            features=self.features,
+            splat_scale=self.splat_scale,
+            slice_scale=self.slice_scale,
+        )
+        return apply_compatibility(self.compat, y)
+
+
+class DenseTerm:
+    """A term whose filter is the exact Gaussian of features [B', d, N]."""
+
+    def __init__(self, features: Tensor, norm: Tensor, normalization: str, compat: Tensor) -> None:
+        self.features, self.norm, self.normalization, self.compat = features, norm, normalization, compat
+
+    def __call__(self, q: Tensor) -> Tensor:
+        before = self.normalization in ("before", "symmetric")
+        y = dense_product(q * self.norm[..., None] if before else q, self.features)
+        if self.normalization in ("after", "symmetric"):
+            y = y * self.norm[..., None]
+        return apply_compatibility(self.compat, y)
+
+
+def unrolled_mean_field(
+    unary: Tensor,
+    terms: Sequence[Term],
+    iterations: int,
+    *,
+    damping: float = 0.0,
+    tol: float = -1.0,
+    output: str = "probabilities",
+    checkpoint: bool = False,
+) -> Tensor:
+    """Mean field as `ops.mean_field` computes it, step by step and differentiable.
+
+    Memory for the backward pass is O(iterations × N × C); `checkpoint` keeps only Q of each iteration and computes
+    the rest a second time.
+
+    Args:
+        unary: [B, C, N] energies; half and bfloat16 are computed in float32.
+        terms: the pairwise terms.
+        iterations, damping, tol, output: as for `ops.mean_field`.
+        checkpoint: recompute each iteration in the backward pass.
+
+    Returns:
+        [B, C, N] in the dtype of unary, or labels [B, N] int64.
+
+    Krähenbühl & Koltun 2011, algorithm 1; unrolled as in Zheng et al., "Conditional random fields as recurrent neural
+    networks", 2015.
+
+    Example:
+        >>> unrolled_mean_field(torch.tensor([[[0.0, 1.0], [1.0, 0.0]]]), [], 3, output="labels")
+        tensor([[0, 1]])
+    """
+    work = unary.to(torch.promote_types(unary.dtype, torch.float32))
+    energy = work.transpose(1, 2).contiguous()
+
+    def step(q: Tensor) -> tuple[Tensor, Tensor]:
+        logits = -energy
+        for term in terms:
+            logits = logits - term(q)
+        updated = logits.softmax(2)
+        if damping > 0:
+            updated = damping * q + (1 - damping) * updated
+        return updated, logits
+
+    logits = -energy
+    q = logits.softmax(2)
+    active: Tensor | None = None
+    for _ in range(iterations):
+        updated, new_logits = recompute(step, q, use_reentrant=False) if checkpoint else step(q)
+        if active is not None:  # images that have converged stay as they are
+            updated, new_logits = torch.where(active, updated, q), torch.where(active, new_logits, logits)
+        if tol >= 0:
+            moving = (updated - q).abs().amax((1, 2), keepdim=True) > tol
+            active = moving if active is None else active & moving
+        q, logits = updated, new_logits
+    if output == "labels":
+        return q.argmax(2)
+    if output == "log_probabilities":
+        q = q.log() if damping > 0 and iterations > 0 else logits.log_softmax(2)
+    return q.transpose(1, 2).contiguous().to(unary.dtype)

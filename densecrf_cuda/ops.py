@@ -1,0 +1,260 @@
+"""The registered operators: public function, fake kernel and autograd of each. Schemas are in schemas.def."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _library  # noqa: F401  (registers the operators)
+from ._tiles import num_tiles
+from .reference.build import LatticeTensors
+
+__all__ = ["LatticeTensors", "lattice_build", "lattice_filter", "mean_field"]
+
+_ops = torch.ops.densecrf_cuda
+
+
+def lattice_build(
+    guide: Tensor, bandwidth: Tensor, grid: Sequence[int], coordinates: bool, capacity: int
+) -> LatticeTensors:
+    """Build the permutohedral lattice of a batch of images.
+
+    Feature i of point n is f_i = (coordinate or channel)_i / bandwidth_i, and the lattice approximates the kernel
+    k(n, m) = exp(-|f_n - f_m|² / 2).
+
+    Args:
+        guide: [B, G, N] channels, uint8 or floating, in row-major order of the grid; G may be 0.
+        bandwidth: [d] standard deviations, > 0, in the units of what they divide; float32 or float64, which becomes
+            the dtype of the lattice. d = (coordinates ? len(grid) : 0) + G, at most 63.
+        grid: spatial shape; N is its product.
+        coordinates: whether the grid's coordinates, from its last axis on (x, y, z, ...), come before the channels.
+        capacity: the most vertices that the lattice can hold; N (d + 1) per image is always enough.
+
+    Returns:
+        ten tensors, see `LatticeTensors`.
+
+    Raises:
+        ValueError: shapes that do not fit; bandwidths that are not positive; NaN or infinite features; a bandwidth so
+            small that a key coordinate reaches 2**20; more vertices than capacity.
+        TypeError: wrong dtypes.
+
+    Adams, Baek & Davis, "Fast high-dimensional filtering using the permutohedral lattice", 2010, section 3.1.
+
+    Example:
+        >>> lattice = lattice_build(torch.zeros(1, 0, 375 * 500), torch.tensor([3.0, 3.0]), [375, 500], True, 30000)
+        >>> int(lattice.num_vertices)
+        24540
+    """
+    return LatticeTensors(*_ops.lattice_build(guide, bandwidth, grid, coordinates, capacity))
+
+
+def lattice_filter(
+    values: Tensor,
+    lattice: Sequence[Tensor],
+    grid: Sequence[int],
+    *,
+    features: Tensor | None = None,
+    splat_scale: Tensor | None = None,
+    slice_scale: Tensor | None = None,
+    reverse: bool = False,
+) -> Tensor:
+    """Filter values with the lattice: y = slice_scale · K (splat_scale · values), K = slice blur_d … blur_0 splat.
+
+    Args:
+        values: [B, N, C] in row-major order of the grid, any strides, in the lattice's dtype; half and bfloat16 are
+            computed in float32.
+        lattice: what `lattice_build` returned; its batch B' is 1 (shared) or B.
+        grid: the spatial shape it was built with.
+        features: [B', d, N], the features divided by their bandwidths: named only to receive gradients, which are
+            exact inside a simplex and ignore that a vertex may appear or vanish across its faces.
+        splat_scale: [B', N] or None for 1.
+        slice_scale: [B', N] or None for 1.
+        reverse: K transposed, which blurs along the axes in the opposite order.
+
+    Returns:
+        [B, N, C], contiguous. Differentiable with respect to values, scales and features; twice in values and scales.
+
+    Raises:
+        ValueError: shapes that do not fit.
+        TypeError: values of another dtype than the lattice.
+
+    Adams, Baek & Davis 2010, section 3; the gradient with respect to features is that of Krähenbühl & Koltun,
+    "Parameter learning and convergent inference for dense random fields", 2013.
+
+    Example:
+        >>> lattice = lattice_build(torch.zeros(1, 0, 3), torch.tensor([1.0]), [3], True, 6)
+        >>> lattice_filter(torch.tensor([[[0.0], [1.0], [0.0]]]), lattice, [3]).flatten()
+        tensor([0.5893, 0.9128, 0.5715])
+    """
+    return _ops.lattice_filter(values, features, splat_scale, slice_scale, list(lattice), grid, reverse)
+
+
+def mean_field(
+    unary: Tensor,
+    lattices: Sequence[Sequence[Tensor]],
+    norms: Sequence[Tensor],
+    normalizations: Sequence[str],
+    compats: Sequence[Tensor],
+    grid: Sequence[int],
+    iterations: int,
+    *,
+    damping: float = 0.0,
+    tol: float = -1.0,
+    output: str = "probabilities",
+) -> Tensor:
+    """Mean field inference in one operator, for inference: gradients recompute it from `lattice_filter`.
+
+    Q_0 = softmax(-U); Q ← damping Q + (1 - damping) softmax(-U - Σ_k compat_k(y_k)), y_k the filtered Q of term k.
+
+    Args:
+        unary: [B, C, N] energies, -log p; +infinity forbids a label. Any strides.
+        lattices: one result of `lattice_build` per term, with batch 1 (shared) or B.
+        norms: one [B', N] per term, which multiplies before the splat, after the slice, or both; [0] where there is
+            no normalization.
+        normalizations: "none", "before", "after" or "symmetric" per term.
+        compats: per term a Potts weight w, [] (energy -w y), a diagonal v, [C] (energy v y), or a matrix A, [C, C]
+            (energy A y).
+        grid: spatial shape; N is its product.
+        iterations: how many updates, ≥ 0.
+        damping: share of the old Q that is kept, in [0, 1).
+        tol: an image stops by itself after an update that changes no probability by more; negative: never.
+        output: "probabilities", "log_probabilities" or "labels".
+
+    Returns:
+        [B, C, N] in the dtype of unary, or labels [B, N] int64.
+
+    Raises:
+        ValueError: shapes that do not fit; a unary of NaN or -infinity; a pixel where every label is forbidden.
+        TypeError: a unary that is not floating, or lattices of another dtype.
+
+    Krähenbühl & Koltun, "Efficient inference in fully connected CRFs with Gaussian edge potentials", 2011, algorithm 1.
+
+    Example:
+        >>> mean_field(torch.tensor([[[0.0, 1.0], [1.0, 0.0]]]), [], [], [], [], [2], 5, output="labels")
+        tensor([[0, 1]])
+    """
+    flat = [tensor for lattice in lattices for tensor in lattice]
+    return _ops.mean_field(
+        unary, flat, list(norms), list(normalizations), list(compats), grid, iterations, damping, tol, output
+    )
+
+
+@torch.library.register_fake("densecrf_cuda::lattice_build")
+def _(guide: Tensor, bandwidth: Tensor, grid: Sequence[int], coordinates: bool, capacity: int) -> tuple[Tensor, ...]:
+    batch, points, corners = guide.shape[0], math.prod(grid), bandwidth.shape[0] + 1
+    entries, tiles = batch * points * corners, batch * num_tiles(grid)
+
+    def integers(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
+        return bandwidth.new_empty(shape, dtype=dtype)
+
+    return (
+        bandwidth.new_empty(batch, points, corners),
+        integers(batch, points, corners, dtype=torch.int16),
+        integers(batch, points, dtype=torch.int16),
+        integers(tiles + 1),
+        integers(entries, dtype=torch.int32),
+        integers(capacity + 1),
+        integers(entries),
+        integers(corners, capacity, 2, dtype=torch.int32),
+        integers(batch + 1),
+        integers(),
+    )
+
+
+@torch.library.register_fake("densecrf_cuda::lattice_filter")
+def _(values: Tensor, *_: Any) -> Tensor:
+    return torch.empty_like(values, memory_format=torch.contiguous_format)
+
+
+@torch.library.register_fake("densecrf_cuda::_lattice_feature_grad")
+def _(values: Tensor, grad: Tensor, features: Tensor, *_: Any) -> Tensor:
+    return torch.empty_like(features, memory_format=torch.contiguous_format)
+
+
+@torch.library.register_fake("densecrf_cuda::mean_field")
+def _(unary: Tensor, *settings: Any) -> Tensor:
+    if settings[-1] == "labels":
+        return unary.new_empty(unary.shape[0], unary.shape[2], dtype=torch.int64)
+    return torch.empty_like(unary, memory_format=torch.contiguous_format)
+
+
+def _filter_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    values, features, splat_scale, slice_scale, lattice, grid, reverse = inputs
+    needs_values = any(ctx.needs_input_grad[1:4])
+    ctx.save_for_backward(values if needs_values else None, features, splat_scale, slice_scale, *lattice)
+    ctx.grid, ctx.reverse = grid, reverse
+
+
+def _filter_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    values, features, splat_scale, slice_scale, *lattice = ctx.saved_tensors
+    needs_values, needs_features, needs_splat, needs_slice = ctx.needs_input_grad[:4]
+    settings = {"lattice": lattice, "grid": ctx.grid, "features": features}
+    grad_values = grad_features = grad_splat = grad_slice = None
+    if needs_splat:
+        # The gradient of the scaled values serves both the values and their scale.
+        scaled = lattice_filter(grad, splat_scale=slice_scale, reverse=not ctx.reverse, **settings)
+        grad_values = scaled * splat_scale[..., None].to(scaled.dtype)
+        grad_splat = _sum_to_scale(values, scaled, splat_scale)
+    elif needs_values:
+        grad_values = lattice_filter(
+            grad, splat_scale=slice_scale, slice_scale=splat_scale, reverse=not ctx.reverse, **settings
+        )
+    if needs_slice:
+        unscaled = lattice_filter(values, splat_scale=splat_scale, reverse=ctx.reverse, **settings)
+        grad_slice = _sum_to_scale(grad, unscaled, slice_scale)
+    if needs_features:
+        splatted = values if splat_scale is None else values * splat_scale[..., None].to(values.dtype)
+        sliced = grad if slice_scale is None else grad * slice_scale[..., None].to(grad.dtype)
+        grad_features = _ops._lattice_feature_grad(splatted, sliced, features, lattice, ctx.grid, ctx.reverse)
+    return grad_values, grad_features, grad_splat, grad_slice, [None] * len(lattice), None, None
+
+
+def _sum_to_scale(a: Tensor, b: Tensor, scale: Tensor) -> Tensor:
+    """<a, b> over channels, and over the images that share the scale."""
+    products = (a.to(scale.dtype) * b.to(scale.dtype)).sum(2)
+    return products.sum(0, keepdim=True) if scale.shape[0] == 1 else products
+
+
+torch.library.register_autograd("densecrf_cuda::lattice_filter", _filter_backward, setup_context=_filter_setup)
+
+
+def _mean_field_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    unary, lattices, norms, normalizations, compats, *settings = inputs
+    ctx.save_for_backward(unary, *lattices, *norms, *compats)
+    ctx.normalizations, ctx.settings = normalizations, settings
+    if not output.is_floating_point():
+        ctx.mark_non_differentiable(output)
+
+
+def _mean_field_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    from .inference import LatticeTerm, unrolled_mean_field
+
+    terms, fields = len(ctx.normalizations), len(LatticeTensors._fields)
+    grid, iterations, damping, tol, output = ctx.settings
+    saved = list(ctx.saved_tensors)
+    lattices = saved[1 : 1 + fields * terms]
+    with torch.enable_grad():
+        leaves = [saved[0], *saved[1 + fields * terms :]]
+        leaves = [leaf.detach().requires_grad_(leaf.is_floating_point()) for leaf in leaves]
+        unary, norms, compats = leaves[0], leaves[1 : 1 + terms], leaves[1 + terms :]
+        composed = [
+            LatticeTerm(lattices[k * fields : (k + 1) * fields], grid, norms[k], ctx.normalizations[k], compats[k])
+            for k in range(terms)
+        ]
+        result = unrolled_mean_field(unary, composed, iterations, damping=damping, tol=tol, output=output)
+        grads = torch.autograd.grad(result, leaves, grad, allow_unused=True)
+    return (
+        grads[0],
+        [None] * len(lattices),
+        list(grads[1 : 1 + terms]),
+        None,
+        list(grads[1 + terms :]),
+        *[None] * 5,
+    )
+
+
+torch.library.register_autograd("densecrf_cuda::mean_field", _mean_field_backward, setup_context=_mean_field_setup)

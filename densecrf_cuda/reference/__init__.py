@@ -1,0 +1,25 @@
+"""Plain PyTorch twins of every operator in schemas.def: same names, arguments, results and errors.
+
+They are what the compiled operators are tested against, and what runs where no compiled library exists. Everything
+is differentiable by plain autograd with respect to values, scales and (inside a simplex) features.
+
+- `geometry`: features, the simplex that encloses a point, barycentric weights (Adams et al. 2010, section 3)
+- `build`: `lattice_build`, from features to vertices, tile lists and blur neighbours
+- `filter`: `lattice_filter`, its normalisation, and the derivative with respect to features
+- `inference`: `mean_field` (Krähenbühl & Koltun 2011, algorithm 1)
+"""
+
+from .build import LatticeTensors, lattice_build
+from .filter import _lattice_feature_grad, lattice_filter, normalization_scale
+from .geometry import lattice_features
+from .inference import mean_field
+
+__all__ = [
+    "LatticeTensors",
+    "_lattice_feature_grad",
+    "lattice_build",
+    "lattice_features",
+    "lattice_filter",
+    "mean_field",
+    "normalization_scale",
+]

@@ -1,0 +1,175 @@
+"""`mean_field`: inference in the dense CRF."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .build import LatticeTensors
+from .filter import FLOATING, NORMALIZATIONS, Plan, apply, check_lattice, make_plan
+
+OUTPUTS = ("probabilities", "log_probabilities", "labels")
+TENSORS = len(LatticeTensors._fields)
+
+
+def mean_field(
+    unary: Tensor,
+    lattices: Sequence[Tensor],
+    norms: Sequence[Tensor],
+    normalizations: Sequence[str],
+    compats: Sequence[Tensor],
+    grid: Sequence[int],
+    iterations: int,
+    damping: float,
+    tol: float,
+    output: str,
+) -> Tensor:
+    """Mean-field inference: Q_0 = softmax(-U), Q <- damping Q + (1 - damping) softmax(-U - sum_k compat_k(y_k)).
+
+    y_k = n_k · K_k (n_k · Q) is the filtered Q; "before" leaves out the outer n, "after" the inner, "none" both.
+
+    Args:
+        unary: [B, C, N] energies -log p, floating point; +inf forbids a label, which then has probability 0.
+        lattices: the ten tensors of `lattice_build` for the first kernel, then those for the second, ...
+        norms: one [B', N] a kernel, in raster order, as `normalization_scale` gives; not read where "none".
+        normalizations: "none", "before", "after" or "symmetric" for each kernel.
+        compats: one a kernel: [] Potts weight w, energy -w y; [C] diagonal v, energy +v y; [C, C] A, energy +A y.
+        grid: spatial shape, N = its product.
+        iterations: >= 0.
+        damping: share of the old Q that stays, in [0, 1).
+        tol: an image stops after the iteration in which max |Q_new - Q_old| <= tol; negative for never.
+        output: "probabilities", "log_probabilities" or "labels" (the first label of largest probability).
+
+    Returns:
+        [B, C, N] in the dtype of unary, or labels [B, N] int64.
+
+    Raises:
+        ValueError: wrong shapes or ranges; a unary that is NaN or -inf; a pixel whose labels are all forbidden.
+        TypeError: an integer unary; a lattice not of its dtype (float32 for half and bfloat16).
+
+    Krähenbühl & Koltun, "Efficient inference in fully connected CRFs with Gaussian edge potentials", 2011,
+    algorithm 1.
+
+    Example:
+        >>> from densecrf_cuda.reference import lattice_build, normalization_scale
+        >>> lattice = lattice_build(torch.zeros(1, 0, 3), torch.tensor([1.0]), (3,), True, 12)
+        >>> norm = normalization_scale(lattice, (3,), "symmetric")
+        >>> unary = torch.tensor([[[0.0, 0.3, 0.0], [2.0, 0.0, 2.0]]])
+        >>> mean_field(unary, lattice, [norm], ["symmetric"], [torch.tensor(3.0)], (3,), 5, 0.0, -1.0, "labels")
+        tensor([[0, 0, 0]])
+    """
+    kernels = [
+        LatticeTensors(*lattices[i : i + TENSORS]) for i in range(0, len(lattices) // TENSORS * TENSORS, TENSORS)
+    ]
+    _check_lists(lattices, norms, normalizations, compats)
+    _check_settings(iterations, damping, output)
+    for lattice in kernels:
+        check_lattice(lattice, grid)
+    _check_unary(unary, kernels, grid)
+    for norm, normalization, compat in zip(norms, normalizations, compats, strict=True):
+        _check_kernel(unary, norm, normalization, compat)
+    if unary.numel() == 0:
+        return _empty(unary, output)
+
+    dtype = torch.promote_types(unary.dtype, torch.float32)
+    plans = [make_plan(lattice, grid) for lattice in kernels]
+    energy = unary.to(dtype).transpose(1, 2)
+    logits = -energy
+    q = logits.softmax(2)
+    active = torch.ones(len(q), 1, 1, dtype=torch.bool, device=q.device)
+    for _ in range(iterations):
+        new_logits = -energy
+        for plan, norm, normalization, compat in zip(plans, norms, normalizations, compats, strict=True):
+            new_logits = new_logits - _message(plan, norm.to(dtype), normalization, compat.to(dtype), q)
+        new_q = damping * q + (1 - damping) * new_logits.softmax(2) if damping else new_logits.softmax(2)
+        new_q = torch.where(active, new_q, q)
+        logits = torch.where(active, new_logits, logits)
+        if tol >= 0:
+            active = active & ((new_q - q).abs().amax((1, 2), keepdim=True) > tol)
+        q = new_q
+        if not active.any():
+            break
+    if output == "labels":
+        return q.argmax(2)
+    if output == "log_probabilities":
+        # With damping Q is no softmax of any logits at hand; a probability that underflows is then -inf.
+        q = q.log() if damping and iterations else logits.log_softmax(2)
+    return q.transpose(1, 2).to(unary.dtype).contiguous()
+
+
+def _message(plan: Plan, norm: Tensor, normalization: str, compat: Tensor, q: Tensor) -> Tensor:
+    """compat(filter(Q)), an energy, [B, N, C]."""
+    y = norm[..., None] * q if normalization in ("before", "symmetric") else q
+    y = apply(plan, y, False)
+    if normalization in ("after", "symmetric"):
+        y = norm[..., None] * y
+    if compat.dim() == 0:
+        return -compat * y
+    return compat * y if compat.dim() == 1 else y @ compat.T
+
+
+def _empty(unary: Tensor, output: str) -> Tensor:
+    if output != "labels":
+        return torch.zeros_like(unary, memory_format=torch.contiguous_format)
+    if unary.shape[1] == 0 and unary.shape[0] * unary.shape[2] > 0:
+        raise ValueError(f"labels need at least one label to choose from, got unary of shape {tuple(unary.shape)}")
+    return unary.new_zeros((unary.shape[0], unary.shape[2]), dtype=torch.int64)
+
+
+def _check_lists(
+    lattices: Sequence[Tensor], norms: Sequence[Tensor], normalizations: Sequence[str], compats: Sequence[Tensor]
+) -> None:
+    kernels = len(compats)
+    if len(lattices) != TENSORS * kernels:
+        raise ValueError(f"lattices must hold {TENSORS} tensors for each of {kernels} kernels, got {len(lattices)}")
+    if len(norms) != kernels or len(normalizations) != kernels:
+        raise ValueError(
+            f"norms and normalizations must hold one entry for each of {kernels} kernels, got {len(norms)} and "
+            f"{len(normalizations)}"
+        )
+
+
+def _check_settings(iterations: int, damping: float, output: str) -> None:
+    if iterations < 0:
+        raise ValueError(f"iterations must not be negative, got {iterations}")
+    if not 0 <= damping < 1:
+        raise ValueError(f"damping must be in [0, 1), got {damping}")
+    if output not in OUTPUTS:
+        raise ValueError(f"output must be one of {', '.join(OUTPUTS)}, got {output!r}")
+
+
+def _check_unary(unary: Tensor, kernels: Sequence[LatticeTensors], grid: Sequence[int]) -> None:
+    if unary.dtype not in FLOATING:
+        raise TypeError(f"unary must be half, bfloat16, float32 or float64, got {unary.dtype}")
+    if unary.dim() != 3 or unary.shape[2] != math.prod(grid):
+        raise ValueError(f"unary must be [B, C, {math.prod(grid)}] for grid {tuple(grid)}, got {tuple(unary.shape)}")
+    for lattice in kernels:
+        expected = torch.promote_types(unary.dtype, torch.float32)
+        if lattice.weights.dtype != expected:
+            raise TypeError(
+                f"a unary of {unary.dtype} needs lattices of {expected}, got one of {lattice.weights.dtype}"
+            )
+        if lattice.weights.shape[0] not in (1, unary.shape[0]):
+            shared = lattice.weights.shape[0]
+            raise ValueError(f"the batch of every lattice must be 1 or that of unary, {unary.shape[0]}, got {shared}")
+        if lattice.weights.device != unary.device:
+            raise ValueError(f"lattices must be on the device of unary, {unary.device}, got {lattice.weights.device}")
+    for name, bad in (("NaN", unary.isnan()), ("-inf", unary.isneginf())):
+        if bad.any():
+            b, c, n = bad.nonzero()[0].tolist()
+            raise ValueError(f"unary must not be {name}, got {name} for label {c} of point {n} of image {b}")
+    forbidden = unary.isposinf().all(1) if unary.shape[1] else unary.new_zeros((1, 1), dtype=torch.bool)
+    if forbidden.any():
+        b, n = forbidden.nonzero()[0].tolist()
+        raise ValueError(f"unary must leave a label allowed, got +inf for every label of point {n} of image {b}")
+
+
+def _check_kernel(unary: Tensor, norm: Tensor, normalization: str, compat: Tensor) -> None:
+    batch, labels, points = unary.shape
+    if normalization not in NORMALIZATIONS[:4]:
+        raise ValueError(f"normalization must be one of {', '.join(NORMALIZATIONS[:4])}, got {normalization!r}")
+    if normalization != "none" and (norm.dim() != 2 or norm.shape[0] not in (1, batch) or norm.shape[1] != points):
+        raise ValueError(f"norm must be [1 or {batch}, {points}], got shape {tuple(norm.shape)}")
+    if tuple(compat.shape) not in ((), (labels,), (labels, labels)):
+        raise ValueError(f"compat must be [], [{labels}] or [{labels}, {labels}], got shape {tuple(compat.shape)}")
