@@ -15,8 +15,9 @@ HOST_DEVICE constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1
 
 HOST_DEVICE constexpr int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// A constant so that rows of simplex vertices fit on the stack; beyond it the lattice is of no use to anybody.
-constexpr int kMaxDimension = 63;
+// Bounded so that the vertices of a tile can be counted in 16 bits; with far fewer dimensions almost every point already
+// has a simplex of its own.
+constexpr int kMaxDimension = 48;
 
 // A key coordinate of this magnitude or above is refused: three of them share a 64-bit word.
 constexpr int32_t kKeyLimit = 1 << 20;

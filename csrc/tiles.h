@@ -7,8 +7,9 @@
 
 namespace densecrf {
 
-constexpr int kTileSide = 16;
+constexpr int kTileSide = 24;
 constexpr int kTilePoints = kTileSide * kTileSide;
+static_assert(kTilePoints * (kMaxDimension + 1) <= INT16_MAX, "places in a tile's list of vertices are int16");
 
 // One tile: the rectangle of pixels it covers and where its points begin in the internal order.
 struct Tile {

@@ -26,7 +26,7 @@ class Lattice:
     """The permutohedral lattice of features, a filter with k(n, m) = exp(-|f_n - f_m|² / 2) in time linear in N.
 
     Args:
-        features: [d, *spatial] or [B, d, *spatial], floating or uint8, d from 1 to 63. Gradients flow to them where
+        features: [d, *spatial] or [B, d, *spatial], floating or uint8, d from 1 to 48. Gradients flow to them where
             they require any.
         bandwidth: standard deviation that features are divided by, > 0; one number or one per dimension.
         spatial_dims: how many axes are spatial: None takes [d, N], [d, H, W], [B, d, H, W] and [B, d, D, H, W] as
@@ -101,11 +101,14 @@ class Lattice:
         """The scale [B, N] of a normalization, from the row sums of the filter; empty [0] for "none"."""
         if normalization == "none":
             return self.tensors.weights.new_empty(0)
-        if normalization not in self._norms:
-            ones = self.tensors.weights.new_ones(self.batch, self.tensors.weights.shape[1], 1)
-            row_sums = lattice_filter(ones, self.tensors, self.grid, features=self.features)[..., 0]
-            self._norms[normalization] = norm_of_row_sums(row_sums, normalization)
-        return self._norms[normalization]
+        if normalization in self._norms:
+            return self._norms[normalization]
+        ones = self.tensors.weights.new_ones(self.batch, self.tensors.weights.shape[1], 1)
+        row_sums = lattice_filter(ones, self.tensors, self.grid, features=self.features)[..., 0]
+        norm = norm_of_row_sums(row_sums, normalization)
+        if self.features is None:  # else it belongs to one graph, which a backward pass frees
+            self._norms[normalization] = norm
+        return norm
 
     def filter(self, values: Tensor, normalization: str = "symmetric", *, reverse: bool = False) -> Tensor:
         """Filter values with the lattice.
@@ -188,7 +191,7 @@ def permutohedral_filter(
 
     Args:
         values: [C, *spatial] or [B, C, *spatial], floating.
-        features: [d, *spatial] or [B, d, *spatial], floating or uint8, d from 1 to 63.
+        features: [d, *spatial] or [B, d, *spatial], floating or uint8, d from 1 to 48.
         bandwidth: standard deviation that features are divided by, > 0; one number or one per dimension.
         normalization: "none", "before", "after", "symmetric" or "homogeneous", see `Lattice.filter`.
         spatial_dims: as for `Lattice`; None also finds [B, C, N] beside [B, d, N] where nothing else fits.

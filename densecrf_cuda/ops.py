@@ -29,7 +29,7 @@ def lattice_build(
     Args:
         guide: [B, G, N] channels, uint8 or floating, in row-major order of the grid; G may be 0.
         bandwidth: [d] standard deviations, > 0, in the units of what they divide; float32 or float64, which becomes
-            the dtype of the lattice. d = (coordinates ? len(grid) : 0) + G, at most 63.
+            the dtype of the lattice. d = (coordinates ? len(grid) : 0) + G, at most 48.
         grid: spatial shape; N is its product.
         coordinates: whether the grid's coordinates, from its last axis on (x, y, z, ...), come before the channels.
         capacity: the most vertices that the lattice can hold; N (d + 1) per image is always enough.

@@ -144,7 +144,7 @@ class Features(Potential):
     """Any features: k = exp(-Σ_i (f_i - g_i)² / (2 bandwidth_i²)), for volumes, point sets and learned guides.
 
     Args:
-        features: [d, *spatial] (shared by the batch) or [B, d, *spatial], floating, d from 1 to 63; or a function or
+        features: [d, *spatial] (shared by the batch) or [B, d, *spatial], floating, d from 1 to 48; or a function or
             module from the image given to the CRF to such a tensor; or None: that image itself.
         compat, weight, normalization: as for `Gaussian`.
         bandwidth: standard deviation in the units of the features, > 0; one number, or one per dimension.

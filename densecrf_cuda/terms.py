@@ -53,7 +53,7 @@ class PairwiseTerm(nn.Module):
         else:
             self.register_buffer(name, value)
 
-    def bandwidth(self, name: str, dtype: torch.dtype, count: int) -> Tensor:
+    def bandwidth_of(self, name: str, dtype: torch.dtype, count: int) -> Tensor:
         """The bandwidth `name` of each of `count` dimensions, > 0."""
         value: Tensor = getattr(self, name).to(dtype)
         logarithm: Tensor | None = getattr(self, f"log_{name}", None)
@@ -75,20 +75,20 @@ class PairwiseTerm(nn.Module):
     def guide(self, problem: Problem) -> tuple[Tensor, Tensor]:
         """Guide [B', G, N] and bandwidths [d] of the features; B' = 1 where all images share them."""
         if self.coordinates:
-            parts = [self.bandwidth("sxy", problem.dtype, len(problem.grid))]
+            parts = [self.bandwidth_of("sxy", problem.dtype, len(problem.grid))]
             guide = problem.unary.new_empty((1, 0, problem.unary.shape[2]))
             if self.needs_image:
                 guide = problem.require_image(self.description)
-                parts.append(self.bandwidth("srgb", problem.dtype, guide.shape[1]))
+                parts.append(self.bandwidth_of("srgb", problem.dtype, guide.shape[1]))
             return guide, torch.cat(parts)
         source = self.features
         if not isinstance(source, Tensor):
             image = problem.require_image(self.description)
             if source is not None:
                 image = problem.read_features(source(problem.image_argument))
-            return image, self.bandwidth("bandwidth", problem.dtype, image.shape[1])
+            return image, self.bandwidth_of("bandwidth", problem.dtype, image.shape[1])
         guide = problem.read_features(source)
-        return guide, self.bandwidth("bandwidth", problem.dtype, guide.shape[1])
+        return guide, self.bandwidth_of("bandwidth", problem.dtype, guide.shape[1])
 
     def lattice_term(self, problem: Problem) -> LatticeTerm:
         """The term with the lattice of this problem's features."""

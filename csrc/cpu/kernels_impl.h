@@ -135,6 +135,10 @@ inline void for_blocks(int64_t stride, Function function) {
 template <int Vertices>
 constexpr int kSimplexUnits = Vertices == 0 ? 1 : Vertices > 3 && DENSECRF_VECTOR_BYTES == 32 ? 2 : 4;
 
+// Entries fetched ahead of the slice: they come from memory once an iteration, and the loop over groups, whose length
+// nobody can predict, keeps the processor from running ahead to them by itself.
+constexpr int kEntriesAhead = 64;
+
 template <class Function>
 inline void with_vertices(int vertices, Function function) {
   if (vertices == 3) return function(std::integral_constant<int, 3>{});
@@ -153,6 +157,8 @@ inline void slice_block(const TileEntries<F>& entries, const int32_t* vertices, 
     do {
       const int p = TileEntries<F>::position(entries.order[e]);
       const F* weights = entries.weights + e * count;
+      __builtin_prefetch(weights + kEntriesAhead * count);
+      __builtin_prefetch(entries.local_ids + (e + kEntriesAhead) * count);
       Row<F, Block> sum;
       sum.zero();
       for (int k = 0; k < count; ++k) sum.add_scaled(weights[k], corner[k]);
@@ -263,12 +269,15 @@ void subtract_matrix(F* x, const F* y, int points, int64_t stride, const F* colu
       Row<F, block> sum[group];
       const F* source[group];
       for (int g = 0; g < group; ++g) {
-        sum[g].read(x + (p + (g < n ? g : 0)) * stride + at);
+        sum[g].zero();  // the energies of many labels are small beside x: added to it one by one they would round
         source[g] = y + (p + (g < n ? g : 0)) * stride;
       }
       for (int64_t j = 0; j < channels; ++j)
         for (int g = 0; g < group; ++g) sum[g].add_scaled(-source[g][j], columns + j * stride + at);
-      for (int g = 0; g < n; ++g) sum[g].write(x + (p + g) * stride + at);
+      for (int g = 0; g < n; ++g) {
+        sum[g].add(x + (p + g) * stride + at);
+        sum[g].write(x + (p + g) * stride + at);
+      }
     }
   });
 }

@@ -109,85 +109,61 @@ struct Sum {
   }
 };
 
-// One unit of lanes holds `unit / N` whole rows of N channels.
-template <int N, class F>
-void softmax_short_rows(F* x, int points, bool logarithm) {
-  using V = Vector<F, kUnit<F>>;
-  for (int at = 0; at < points * N; at += kUnit<F>) {
-    V row = load<V>(x + at);
-    row -= reduce_lanes<N>(row, Largest{});
-    const V e = exponential(row);
-    const V sum = reduce_lanes<N>(e, Sum{});
-    if (logarithm) {
-      for (int i = 0; i < kUnit<F>; ++i) row[i] -= std::log(sum[i]);
-      store(x + at, row);
-    } else {
-      store(x + at, e / sum);
-    }
-  }
-}
-
-// The same over all channels of a row: first unit by unit, then across the lanes.
-template <class F, int N, class Combine>
-inline auto fold_row(const Row<F, N>& row, Combine combine) {
-  using U = Vector<F, kUnit<F>>;
-  U units[N / kUnit<F>];
-  if constexpr (Row<F, N>::kFull > 0) __builtin_memcpy(units, row.full, sizeof(row.full));
-  if constexpr (Row<F, N>::kRest > 0) units[N / kUnit<F> - 1] = row.rest;
-  for (int i = 1; i < N / kUnit<F>; ++i) units[0] = combine(units[i], units[0]);
-  return reduce_lanes<kUnit<F>>(units[0], combine);
-}
-
-// N channels in registers from the first maximum to the last product.
-template <int N, class F>
-void softmax_rows(F* x, int points) {
-  using U = Vector<F, kUnit<F>>;
-  for (int p = 0; p < points; ++p, x += N) {
-    Row<F, N> row;
-    row.read(x);
-    const U largest = fold_row(row, Largest{});
-    row.each([largest](auto& v, int) { v = exponential(v - broadcast<std::decay_t<decltype(v)>>(largest[0])); });
-    const U sum = fold_row(row, Sum{});
-    row.multiply(F(1) / sum[0]);
-    row.write(x);
-  }
-}
-
-template <class F>
-void softmax_long_rows(F* x, int points, int64_t stride, bool logarithm) {
+// Calls function(row, reduced) for each row of `stride` channels, with the reduction of its channels in every lane.
+template <class F, class Combine, class Function>
+inline void for_reduced_rows(F* x, int points, int64_t stride, Combine combine, Function function) {
   using U = Vector<F, kUnit<F>>;
   for (int p = 0; p < points; ++p, x += stride) {
-    U largest = load<U>(x);
-    for (int64_t c = kUnit<F>; c < stride; c += kUnit<F>) largest = Largest{}(load<U>(x + c), largest);
-    const F m = reduce_lanes<kUnit<F>>(largest, Largest{})[0];
-    U sums{};
-    for (int64_t c = 0; c < stride; c += kUnit<F>) {
-      const U shifted = load<U>(x + c) - m;
-      const U e = exponential(shifted);
-      sums += e;
-      store(x + c, logarithm ? shifted : e);
-    }
-    const F sum = reduce_lanes<kUnit<F>>(sums, Sum{})[0];
-    const F log_sum = logarithm ? std::log(sum) : F(0), inverse = F(1) / sum;
-    for (int64_t c = 0; c < stride; c += kUnit<F>) {
-      const U value = load<U>(x + c);
-      store(x + c, logarithm ? value - log_sum : value * inverse);
-    }
+    U reduced = load<U>(x);
+    for (int64_t c = kUnit<F>; c < stride; c += kUnit<F>) reduced = combine(load<U>(x + c), reduced);
+    function(x, stride, reduce_lanes<kUnit<F>>(reduced, combine));
   }
 }
 
+// The same for rows shorter than a unit, of which one unit holds several.
+template <int N, class F, class Combine, class Function>
+inline void for_reduced_short_rows(F* x, int points, Combine combine, Function function) {
+  constexpr int unit = kUnit<F>;
+  for (int at = 0; at < points * N; at += unit)
+    function(x + at, int64_t(unit), reduce_lanes<N>(load<Vector<F, unit>>(x + at), combine));
+}
+
+template <class F, class Combine, class Function>
+inline void for_any_rows(F* x, int points, int64_t stride, Combine combine, Function function) {
+  constexpr int64_t unit = kUnit<F>;
+  if (stride == 1) return for_reduced_short_rows<1>(x, points, combine, function);
+  if (stride == 2) return for_reduced_short_rows<2>(x, points, combine, function);
+  if (stride < unit) return for_reduced_short_rows<4>(x, points, combine, function);
+  // A constant number of units spares the loops over them for up to 32 labels.
+  if (stride == unit) return for_reduced_rows(x, points, unit, combine, function);
+  if (stride == 2 * unit) return for_reduced_rows(x, points, 2 * unit, combine, function);
+  if (stride == 3 * unit) return for_reduced_rows(x, points, 3 * unit, combine, function);
+  if (stride == 4 * unit) return for_reduced_rows(x, points, 4 * unit, combine, function);
+  for_reduced_rows(x, points, stride, combine, function);
+}
+
+// Three passes over rows that stay in the first cache: exp() runs over all channels alike, in the widest vectors, and
+// no pass waits for a chain of dependent operations from maximum to division.
 template <class F>
 void softmax(F* x, int points, int64_t stride, bool logarithm) {
-  if (stride == 1) return softmax_short_rows<1>(x, points, logarithm);
-  if (stride == 2) return softmax_short_rows<2>(x, points, logarithm);
-  if (stride < kUnit<F>) return softmax_short_rows<4>(x, points, logarithm);
-  if (!logarithm) {
-    if (stride == kUnit<F>) return softmax_rows<kUnit<F>>(x, points);
-    if (stride == 2 * kUnit<F>) return softmax_rows<2 * kUnit<F>>(x, points);
-    if (stride == 3 * kUnit<F>) return softmax_rows<3 * kUnit<F>>(x, points);
-    if (stride == 4 * kUnit<F>) return softmax_rows<4 * kUnit<F>>(x, points);
+  using U = Vector<F, kUnit<F>>;
+  using V = Vector<F, kWidth<F>>;
+  for_any_rows(x, points, stride, Largest{}, [](F* row, int64_t size, U largest) {
+    for (int64_t c = 0; c < size; c += kUnit<F>) store(row + c, load<U>(row + c) - largest);
+  });
+  if (logarithm) {
+    for (int p = 0; p < points; ++p) {
+      F sum = F(0);
+      for (int64_t c = 0; c < stride; ++c) sum += std::exp(x[p * stride + c]);
+      for (int64_t c = 0; c < stride; ++c) x[p * stride + c] -= std::log(sum);
+    }
+    return;
   }
-  softmax_long_rows(x, points, stride, logarithm);
+  for (int64_t c = 0; c < points * stride; c += kWidth<F>) store(x + c, exponential(load<V>(x + c)));
+  for_any_rows(x, points, stride, Sum{}, [](F* row, int64_t size, U sum) {
+    const U inverse = F(1) / sum;
+    for (int64_t c = 0; c < size; c += kUnit<F>) store(row + c, load<U>(row + c) * inverse);
+  });
 }
 
 template <class F>

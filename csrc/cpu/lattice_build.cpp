@@ -4,6 +4,7 @@
 #include <cmath>
 #include <memory>
 #include <numeric>
+#include <utility>
 
 #include "kernels.h"
 
@@ -56,7 +57,8 @@ struct Run {
   std::vector<Seen> seen;
 };
 
-// The points of one tile grouped by simplex: groups in order of their first point, points in order inside a group.
+// The points of one tile grouped by simplex: groups of most points first, else in order of their first point, and points
+// in order inside a group. Sizes that repeat let the processor predict where the loop over a group ends.
 class SimplexGroups {
  public:
   int16_t count = 0;                    // simplices in the tile
@@ -82,8 +84,10 @@ class SimplexGroups {
       own[p] = slot;
       ++size[slot];
     }
-    int next[kTilePoints];
-    for (int s = 0, first = 0; s < count; first += size[s++]) next[s] = first;
+    int start[kTilePoints + 1] = {}, next[kTilePoints];  // start: of the groups of each size
+    for (int s = 0; s < count; ++s) start[size[s]] += size[s];
+    for (int n = points, first = 0; n > 0; --n) first += std::exchange(start[n], first);
+    for (int s = 0; s < count; ++s) next[s] = std::exchange(start[size[s]], start[size[s]] + size[s]);
     for (int p = 0; p < points; ++p) {
       const int entry = next[own[p]]++;
       order[entry] = static_cast<int16_t>(representative[own[p]] == p ? p : ~p);

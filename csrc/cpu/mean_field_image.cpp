@@ -139,6 +139,7 @@ class MeanField {
     for (size_t k = 0; k < terms_.size(); ++k) {
       const PairwiseTerm<T>& term = terms_[k].term;
       const T gain = slice_gain<T>(term.lattice.d);
+      vertices_[k].prefetch_tile(t + 1);
       const auto slice = [&](T factor, T* target) {
         kernels<T>().slice(tile_entries(term.lattice, tile), vertices_[k].tile_vertices(t), vertices_[k].rows(),
                            stride_, terms_[k].slice_from(tile.first), factor, target);

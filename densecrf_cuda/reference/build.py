@@ -17,8 +17,8 @@ GUIDE_DTYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch
 class LatticeTensors(NamedTuple):
     """What `lattice_build` returns; B images of N points, E = N (d+1), T tiles an image, M vertices in all.
 
-    Inside a tile the points of one simplex stand next to each other: simplices in order of their first point, points
-    in row-major order inside a simplex.
+    Inside a tile the points of one simplex stand next to each other: simplices of most points first, else in order of
+    their first point; points in row-major order inside a simplex.
     """
 
     weights: Tensor  # [B, N, d+1] barycentric weights; points are entries of their tile, in the order that follows
@@ -133,7 +133,7 @@ def _assemble(simplex: Simplex, tile: Tensor, tiles: int, capacity: int) -> Latt
 
 
 def _group_by_simplex(tile: Tensor, vertex: Tensor) -> tuple[Tensor, Tensor]:
-    """Bring points of one simplex in one tile together.
+    """Bring points of one simplex in one tile together, the simplices of most points first.
 
     Args:
         tile: [B, N], ascending over the batch.
@@ -144,6 +144,9 @@ def _group_by_simplex(tile: Tensor, vertex: Tensor) -> tuple[Tensor, Tensor]:
     """
     simplex, _ = first_touch([tile, *vertex.unbind(2)])
     simplex, order = simplex.reshape(-1).sort(stable=True)
+    by_size = torch.bincount(simplex)[simplex].sort(stable=True, descending=True).indices
+    by_tile = tile.reshape(-1)[order[by_size]].sort(stable=True).indices
+    simplex, order = simplex[by_size[by_tile]], order[by_size[by_tile]]
     shared = torch.zeros_like(order, dtype=torch.bool)
     shared[1:] = simplex[1:] == simplex[:-1]
     return order, shared

@@ -15,7 +15,7 @@ from torch import Tensor
 # A key coordinate of this magnitude or above is refused: three of them share a 64-bit word in the compiled operators.
 KEY_LIMIT = 1 << 20
 # The d + 1 corners of a simplex are kept on the stack there; beyond this the lattice is of no use to anybody.
-MAX_DIMENSION = 63
+MAX_DIMENSION = 48
 
 
 class Simplex(NamedTuple):

@@ -83,7 +83,7 @@ def naive_build(features: np.ndarray, grid: tuple[int, ...]) -> dict[str, np.nda
                         mine[vertex] = len(mine)
                         tile_vertices.append(vertex)
                 simplices.setdefault(tuple(mine[vertex] for vertex in ids), []).append((place, b_weights))
-            for corners, points in simplices.items():
+            for corners, points in sorted(simplices.items(), key=lambda item: -len(item[1])):  # stable
                 for index, (place, b_weights) in enumerate(points):
                     weights.append(b_weights)
                     local_ids.append(corners)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from oracles import assert_same, pattern_image, pattern_unary, refine_with_pydensecrf
 from torch import Tensor
 
 from densecrf_cuda import reference
@@ -67,22 +68,10 @@ ORACLE: dict[tuple[str, str], list[list[float]]] = {
 }
 
 
-def pattern_image(height: int, width: int) -> np.ndarray:
-    """Coarse patches with a little texture, from integer arithmetic: the same everywhere."""
-    y, x, c = np.meshgrid(np.arange(height), np.arange(width), np.arange(3), indexing="ij")
-    return np.ascontiguousarray((40 * (x // 4) + 30 * (y // 3) * (c + 1) + 7 * x * c + 3 * (x * y % 5)) % 256, np.uint8)
-
-
 def compats(name: str, normalization: str) -> tuple[Any, ...]:
     """Weights of both kernels; smaller without normalization, where a row of the kernel sums to about 100, not to 1."""
     weights = COMPATS[name]
     return tuple((np.array(w) / 100).tolist() for w in weights) if normalization == "none" else weights
-
-
-def pattern_unary(labels: int, height: int, width: int) -> np.ndarray:
-    """Energies 0, 0.5, ..., 3 in a pattern of their own for every label."""
-    c, y, x = np.meshgrid(np.arange(labels), np.arange(height), np.arange(width), indexing="ij")
-    return ((x * (c + 2) + 3 * y * (c + 1)) % 7 / 2).reshape(labels, -1).astype(np.float32)
 
 
 def refine(
@@ -111,39 +100,6 @@ def refine(
     options = {"damping": 0.0, "tol": -1.0, "output": "probabilities"} | settings
     energies, names = torch.from_numpy(unary).to(dtype)[None], [normalization] * len(compats)
     return reference.mean_field(energies, lattices, norms, names, tensors, grid, iterations, **options)[0]
-
-
-def refine_with_pydensecrf(
-    unary: np.ndarray,
-    image: np.ndarray,
-    bandwidths: Sequence[Sequence[float]],
-    compats: Sequence[Any],
-    normalization: str,
-    iterations: int,
-) -> np.ndarray:
-    """Q [C, N] of pydensecrf."""
-    densecrf = pytest.importorskip("pydensecrf.densecrf", reason="pydensecrf2 is not installed (Python <= 3.12 only)")
-    height, width = image.shape[:2]
-    name = "NO_NORMALIZATION" if normalization == "none" else f"NORMALIZE_{normalization.upper()}"
-    crf = densecrf.DenseCRF2D(width, height, len(unary))
-    crf.setUnaryEnergy(unary)
-    for bandwidth, compat in zip(bandwidths, compats):
-        options = {"compat": compat if np.isscalar(compat) else np.array(compat, np.float32)}
-        options["normalization"] = getattr(densecrf, name)
-        sxy, srgb = bandwidth[:2], bandwidth[2:]
-        if srgb:
-            crf.addPairwiseBilateral(sxy=sxy, srgb=srgb, rgbim=image, **options)
-        else:
-            crf.addPairwiseGaussian(sxy=sxy, **options)
-    return np.array(crf.inference(iterations)).reshape(len(unary), -1)
-
-
-def assert_same(q: Tensor, expected: np.ndarray, atol: float = 1e-4) -> None:
-    """1e-4: both sum in float32, in different orders, and ten iterations amplify it (measured: up to 4e-5)."""
-    np.testing.assert_allclose(q.numpy(), expected, rtol=0, atol=atol)
-    best = np.sort(expected, axis=0)
-    sure = best[-1] - best[-2] > 1e-3
-    np.testing.assert_array_equal(q.numpy().argmax(0)[sure], expected.argmax(0)[sure])
 
 
 @pytest.mark.parametrize(("name", "normalization"), ORACLE)
