@@ -3,15 +3,15 @@
     python benchmarks/bench_backward.py
     python benchmarks/bench_backward.py --quick
 
-Both sides are the same module and the same composition of operators; for the reference side `lattice_build` and
-`lattice_filter` are replaced by their plain twins in `densecrf_cuda.reference`, through which autograd finds its own
-way back. Gradients are compared before anything is timed. "parameters" asks for the gradients of the unary, the weights
-and the compatibilities, "everything" for those of the bandwidths too. Lattices are built within the measured time.
+Both sides are the same module; on the reference side every operator is replaced by its plain twin of the same name in
+`densecrf_cuda.reference`, through which autograd finds its own way back. Gradients are compared before anything is
+timed. "parameters" asks for the gradients of the unary, the weights and the compatibilities, "everything" for those of
+the bandwidths too. Lattices are built within the measured time.
 """
 
 import argparse
 import sys
-from contextlib import ExitStack
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
@@ -39,19 +39,6 @@ QUICK = [Case(60, 40, 5)]
 TRAINABLE = {"parameters": ("weights", "compatibility"), "everything": ("weights", "compatibility", "bandwidths")}
 
 
-def plain_filter(
-    values: Tensor,
-    lattice: Any,
-    grid: Any,
-    *,
-    features: Tensor | None = None,
-    splat_scale: Tensor | None = None,
-    slice_scale: Tensor | None = None,
-    reverse: bool = False,
-) -> Tensor:
-    return reference.lattice_filter(values, features, splat_scale, slice_scale, lattice, grid, reverse)
-
-
 class Side:
     """A CRF with what one step of training needs."""
 
@@ -65,13 +52,10 @@ class Side:
         """One forward and backward pass; the gradients by name."""
         unary = unary.detach().requires_grad_()
         self.crf.zero_grad()
-        with ExitStack() as stack:
-            if self.plain:
-                stack.enter_context(patch("densecrf_cuda.lattice.lattice_build", reference.lattice_build))
-                stack.enter_context(patch("densecrf_cuda.lattice.lattice_filter", plain_filter))
-                stack.enter_context(patch("densecrf_cuda.inference.lattice_filter", plain_filter))
+        with patch("densecrf_cuda.ops._ops", reference) if self.plain else nullcontext():
             (self.crf(unary, image) * self.weigh).sum().backward()
-        return {"unary": unary.grad} | {name: p.grad for name, p in self.crf.named_parameters()}
+        leaves = {"unary": unary, **dict(self.crf.named_parameters())}
+        return {name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
 
 
 def check_equal(sides: dict[str, Side], unary: Tensor, image: Tensor) -> float:

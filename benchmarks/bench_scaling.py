@@ -4,8 +4,9 @@
     python benchmarks/bench_scaling.py --quick
 
 Four labels, ten iterations, a Gaussian and a bilateral kernel, lattices built within the measured time. Pictures are
-cut from one large mosaic of photos at their own size, so that a pixel's surroundings are the same in all of them.
-Writes scaling.json and scaling.png to benchmarks/results/<machine>.
+patches from random places of photos, so that large ones have the same mixture of surroundings, and as many vertices to
+a pixel, as small ones; a detail of one photo would differ from the whole. Writes scaling.json and scaling.png to
+benchmarks/results/<machine>.
 """
 
 import argparse
@@ -23,25 +24,27 @@ import common
 from common import ITERATIONS, SRGB, SXY, SXY_GAUSSIAN, WEIGHT, WEIGHT_GAUSSIAN
 
 from densecrf_cuda import Bilateral, DenseCRF, Gaussian
+from densecrf_cuda.ops import lattice_build
 
 CLASSES = 4
 LARGEST = 4 << 20
+PATCH = 64
 
 
 def canvas(side: int) -> np.ndarray:
-    """[side, side, 3] uint8: photos in rows, each mirrored in turn, with some noise so that no two places are equal."""
+    """[side, side, 3] uint8: patches from random places of photos, with some noise so that no two are equal."""
+    rng = np.random.default_rng(0)
     photos = [getattr(skimage.data, name)() for name in ("astronaut", "coffee", "chelsea")]
-    rows, i = [], 0
-    while sum(row.shape[0] for row in rows) < side:
-        tiles: list[np.ndarray] = []
-        while sum(tile.shape[1] for tile in tiles) < side:
-            tiles.append(photos[i % 3][:300, :: (-1) ** i])
-            i += 1
-        rows.append(np.concatenate(tiles, 1)[:, :side])
-    return common.add_noise(np.concatenate(rows)[:side], 2.0, 0)
+    picture = np.empty((side, side, 3), np.uint8)
+    for top in range(0, side, PATCH):
+        for left in range(0, side, PATCH):
+            photo = photos[rng.integers(len(photos))]
+            y, x = (rng.integers(size - PATCH + 1) for size in photo.shape[:2])
+            picture[top : top + PATCH, left : left + PATCH] = photo[y : y + PATCH, x : x + PATCH]
+    return common.add_noise(picture, 2.0, 0)
 
 
-def shapes(largest: int, smallest: int = 1 << 14) -> list[tuple[int, int]]:
+def shapes(largest: int, smallest: int = 1 << 16) -> list[tuple[int, int]]:
     """Height and width, the number of pixels doubling from smallest to largest."""
     sizes = [largest >> i for i in range(int(math.log2(largest // smallest)) + 1)][::-1]
     heights = [1 << int(math.log2(size) / 2) for size in sizes]
@@ -53,15 +56,25 @@ def measure(picture: np.ndarray, repeat: int) -> dict[str, Any]:
     crf = DenseCRF(CLASSES, [Gaussian(SXY_GAUSSIAN, WEIGHT_GAUSSIAN), Bilateral(SXY, SRGB, WEIGHT)])
     unary = torch.from_numpy(common.noisy_unary(CLASSES, height, width))
 
-    def infer(r: int) -> None:
-        with torch.inference_mode():
-            crf(unary, common.to_tensor(common.variant(picture, r)), iterations=ITERATIONS)
+    images = [common.to_tensor(common.variant(picture, r)) for r in range(-1, repeat)]
 
-    timing = common.time_paired({"ours": infer}, repeat)["ours"]
+    def infer(r: int, iterations: int) -> None:
+        with torch.inference_mode():
+            crf(unary, images[r + 1], iterations=iterations)
+
+    works = {"all": lambda r: infer(r, ITERATIONS), "lattices": lambda r: infer(r, 0)}
+    times = common.time_paired(works, repeat)
     pixels = height * width
-    each = 1e9 * timing["median"] / pixels
-    print(f"{height:5} x {width:5} {pixels:8} pixels {common.in_ms(timing)} {each:7.0f} ns each")
-    return {"height": height, "width": width, "pixels": pixels, "seconds": timing}
+    guide = common.to_tensor(picture).reshape(1, 3, pixels)
+    bandwidth = torch.tensor([SXY] * 2 + [SRGB] * 3)
+    vertices = int(lattice_build(guide, bandwidth, [height, width], True, 4 * pixels).num_vertices)
+    each, building = (1e9 * times[name]["median"] / pixels for name in ("all", "lattices"))
+    print(
+        f"{height:5} x {width:5} {common.in_ms(times['all'])}; a pixel: {each:4.0f} ns, {building:4.0f} of them for "
+        f"the lattices, {vertices / pixels:.3f} vertices"
+    )
+    sizes = {"height": height, "width": width, "pixels": pixels, "bilateral_vertices": vertices}
+    return {**sizes, "seconds": times["all"], "seconds_of_lattices": times["lattices"]}
 
 
 def plot(results: dict[str, list[dict[str, Any]]], path: Path) -> None:
@@ -100,8 +113,9 @@ def main() -> None:
         print(common.threads_text(threads))
         results[str(threads)] = [measure(picture[:height, :width], options.repeat) for height, width in sizes]
         # least squares in logarithms: 1 is linear
-        logs = [(math.log(row["pixels"]), math.log(row["seconds"]["median"])) for row in results[str(threads)]]
-        print(f"time grows as pixels ** {np.polyfit(*zip(*logs), 1)[0]:.3f}")
+        rows = results[str(threads)]
+        pixels, times = ([np.log(x) for x in xs] for xs in zip(*((r["pixels"], r["seconds"]["median"]) for r in rows)))
+        print(f"time grows as pixels ** {np.polyfit(pixels, times, 1)[0]:.3f}")
     common.write_results("scaling", options, results)
     if not options.quick:
         plot(results, common.results_folder() / "scaling.png")

@@ -33,6 +33,7 @@ FOLDER = Path(__file__).resolve().parent
 SXY_GAUSSIAN, SXY, SRGB = 3.0, 80.0, 13.0
 WEIGHT_GAUSSIAN, WEIGHT = 3.0, 10.0
 ITERATIONS = 10
+SOURCES = (":/csrc", ":/densecrf_cuda", ":/setup.py")  # for git, from the root of the checkout
 PACKAGES = ("densecrf_cuda", "torch", "numpy", "pydensecrf2", "scikit-image")
 
 
@@ -233,7 +234,7 @@ def machine() -> dict[str, Any]:
         "compiler": _C.compiler,
         "cuda_of_the_build": _C.cuda_version,
         "versions": {package: version(package) for package in PACKAGES},
-        "commit": git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--", ":/csrc", ":/densecrf_cuda", ":/setup.py") else ""),
+        "commit": git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--", *SOURCES) else ""),
         "date": datetime.date.today().isoformat(),
     }
 

@@ -91,10 +91,11 @@ def scaling(report: Mapping[str, Any]) -> None:
 
 def describe(report: Mapping[str, Any]) -> str:
     facts = report["machine"]
-    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items() if version)
+    versions = {"Python": facts["python"], **facts["versions"]}
+    listed = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
     return (
-        f"`{report['command']}` on {facts['processor']} ({facts['cores']} cores), Python {facts['python']}, {versions}, commit "
-        f"{facts['commit'][:10]}{'+changes' if '+' in facts['commit'] else ''}, {facts['date']}; "
+        f"`{report['command']}` on {facts['processor']} ({facts['cores']} cores), {listed}, "
+        f"commit {facts['commit'][:10]}{'+changes' if '+' in facts['commit'] else ''}, {facts['date']}; "
         f"medians of {report['repeat']} ± half the interquartile range."
     )
 

@@ -15,8 +15,8 @@ HOST_DEVICE constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1
 
 HOST_DEVICE constexpr int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// Bounded so that the vertices of a tile can be counted in 16 bits; with far fewer dimensions almost every point already
-// has a simplex of its own.
+// Bounded so that the vertices of a tile can be counted in 16 bits; with far fewer dimensions almost every point
+// already has a simplex of its own.
 constexpr int kMaxDimension = 48;
 
 // A key coordinate of this magnitude or above is refused: three of them share a 64-bit word.

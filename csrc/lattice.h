@@ -116,8 +116,7 @@ struct Simplex {
     for (int r = 0; r <= d; ++r) sorted[r] = L::broadcast(F(0));
     for (int i = 0; i <= d; ++i) {
       const T offset = (elevated[i] - remainder[i]) * inverse;
-      for (int r = 0; r <= d; ++r)
-        sorted[r] = L::select(L::equal(rank[i], L::broadcast_integer(r)), offset, sorted[r]);
+      for (int r = 0; r <= d; ++r) sorted[r] = L::select(L::equal(rank[i], L::broadcast_integer(r)), offset, sorted[r]);
     }
     weight[0] = sorted[d] + (F(1) - sorted[0]);
     for (int k = 1; k <= d; ++k) weight[k] = sorted[d - k] - sorted[d - k + 1];

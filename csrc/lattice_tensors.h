@@ -40,7 +40,8 @@ struct LatticeTensors {
 
  private:
   void check(const TileGrid& grid) const {
-    const auto expect = [](const at::Tensor& tensor, const char* name, std::vector<int64_t> shape, at::ScalarType type) {
+    const auto expect = [](const at::Tensor& tensor, const char* name, std::vector<int64_t> shape,
+                           at::ScalarType type) {
       TORCH_CHECK_TYPE(tensor.scalar_type() == type, "lattice tensor ", name, " must be ", type, ", got ",
                        tensor.scalar_type());
       TORCH_CHECK_VALUE(tensor.sizes() == at::IntArrayRef(shape) && tensor.is_contiguous(), "lattice tensor ", name,

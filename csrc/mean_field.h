@@ -34,8 +34,9 @@ HOST_DEVICE T exponential(T x) {
     const T r = (clamped - n * F(6.93145751953125e-1)) - n * F(1.42860682030941723212e-6);
     const T s = r * r;
     const T p = r * ((s * F(1.26177193074810590878e-4) + F(3.02994407707441961300e-2)) * s + F(1));
-    const T q = ((s * F(3.00198505138664455042e-6) + F(2.52448340349684104192e-3)) * s + F(2.27265548208155028766e-1)) *
-                    s + F(2);
+    const T q =
+        ((s * F(3.00198505138664455042e-6) + F(2.52448340349684104192e-3)) * s + F(2.27265548208155028766e-1)) * s +
+        F(2);
     y = p / (q - p) * F(2) + F(1);
   }
   return L::select(underflow, L::broadcast(F(0)), L::scale_by_power(y, L::to_integer(n)));

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["Compat", "apply_compatibility", "parse_compat"]
+__all__ = ["Compat", "parse_compat", "subtract_energy"]
 
 Compat = float | Sequence[float] | Sequence[Sequence[float]] | Tensor
 
@@ -46,12 +46,13 @@ def parse_compat(compat: Compat, num_classes: int) -> Tensor:
     return tensor
 
 
-def apply_compatibility(compat: Tensor, filtered: Tensor) -> Tensor:
-    """Energy of every label from the filtered Q: -w y (Potts), v y (diagonal) or A y (matrix).
+def subtract_energy(logits: Tensor, compat: Tensor, filtered: Tensor) -> Tensor:
+    """Logits less the energy of a term: -w y (Potts), v y (diagonal) or A y (matrix).
 
     A positive Potts weight smooths; in the other two forms a negative entry makes a label attract itself.
 
     Args:
+        logits: [B, N, C].
         compat: [], [C] or [C, C].
         filtered: y, [B, N, C].
 
@@ -59,11 +60,9 @@ def apply_compatibility(compat: Tensor, filtered: Tensor) -> Tensor:
         [B, N, C].
 
     Example:
-        >>> apply_compatibility(torch.tensor(2.0), torch.tensor([[[0.25, 0.75]]]))
-        tensor([[[-0.5000, -1.5000]]])
+        >>> subtract_energy(torch.zeros(1, 1, 2), torch.tensor(2.0), torch.tensor([[[0.25, 0.75]]]))
+        tensor([[[0.5000, 1.5000]]])
     """
-    if compat.dim() == 0:
-        return filtered * -compat
-    if compat.dim() == 1:
-        return filtered * compat
-    return filtered @ compat.mT
+    if compat.dim() == 2:
+        return logits - filtered @ compat.mT
+    return torch.addcmul(logits, filtered, compat, value=1 if compat.dim() == 0 else -1)

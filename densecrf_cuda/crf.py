@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from .inference import unrolled_mean_field
+from .inference import LatticeTerm, Term, unrolled_mean_field
 from .inputs import Problem, read_problem
-from .ops import mean_field
+from .mean_field import mean_field
 from .potentials import Potential, parse_normalization
 from .terms import PairwiseTerm
 
@@ -129,16 +129,16 @@ class DenseCRF(nn.Module):
     def _infer(self, problem: Problem, output: str, iterations: int) -> Tensor:
         tol = -1.0 if self.tol is None else float(self.tol)
         if self.filter == "dense":
-            terms = [kernel.dense_term(problem) for kernel in self.kernels]
+            terms: Sequence[Term] = [kernel.dense_term(problem) for kernel in self._terms()]
         else:
-            terms = [kernel.lattice_term(problem) for kernel in self.kernels]
-            if not self._wants_gradients(problem, terms):
+            terms = lattices = [kernel.lattice_term(problem) for kernel in self._terms()]
+            if not self._wants_gradients(problem, lattices):
                 return mean_field(
                     problem.unary,
-                    [term.lattice for term in terms],
-                    [term.norm for term in terms],
-                    [term.normalization for term in terms],
-                    [term.compat for term in terms],
+                    [term.lattice for term in lattices],
+                    [term.norm for term in lattices],
+                    [term.normalization for term in lattices],
+                    [term.compat for term in lattices],
                     problem.grid,
                     iterations,
                     damping=self.damping,
@@ -156,8 +156,11 @@ class DenseCRF(nn.Module):
             checkpoint=self.checkpoint and torch.is_grad_enabled(),
         )
 
+    def _terms(self) -> list[PairwiseTerm]:
+        return [kernel for kernel in self.kernels if isinstance(kernel, PairwiseTerm)]
+
     @staticmethod
-    def _wants_gradients(problem: Problem, terms: Sequence) -> bool:
+    def _wants_gradients(problem: Problem, terms: Sequence[LatticeTerm]) -> bool:
         tensors = [problem.unary, *(t for term in terms for t in (term.norm, term.compat, term.features))]
         return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
 

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint as recompute
 
-from .compatibility import apply_compatibility
+from .compatibility import subtract_energy
 from .dense import dense_product
+from .mean_field import mean_field_unrolled
 from .ops import lattice_filter
 
 __all__ = ["DenseTerm", "LatticeTerm", "Term", "unrolled_mean_field"]
@@ -19,8 +20,8 @@ __all__ = ["DenseTerm", "LatticeTerm", "Term", "unrolled_mean_field"]
 class Term(Protocol):
     """A pairwise term of the energy."""
 
-    def __call__(self, q: Tensor) -> Tensor:
-        """The energy compat(filter(Q)) of the term, [B, N, C] for Q [B, N, C]."""
+    def subtract(self, logits: Tensor, q: Tensor) -> Tensor:
+        """Logits less the energy compat(filter(Q)) of the term, all [B, N, C]."""
         ...
 
 
@@ -38,10 +39,11 @@ class LatticeTerm:
     ) -> None:
         self.lattice, self.grid, self.features, self.compat = lattice, grid, features, compat
         self.norm, self.normalization = norm, normalization
+        self.trains_filter = features is not None or norm.requires_grad
         self.splat_scale = norm if normalization in ("before", "symmetric") else None
         self.slice_scale = norm if normalization in ("after", "symmetric") else None
 
-    def __call__(self, q: Tensor) -> Tensor:
+    def subtract(self, logits: Tensor, q: Tensor) -> Tensor:
         y = lattice_filter(
             q,
             self.lattice,
@@ -50,7 +52,7 @@ class LatticeTerm:
             splat_scale=self.splat_scale,
             slice_scale=self.slice_scale,
         )
-        return apply_compatibility(self.compat, y)
+        return subtract_energy(logits, self.compat, y)
 
 
 class DenseTerm:
@@ -59,12 +61,12 @@ class DenseTerm:
     def __init__(self, features: Tensor, norm: Tensor, normalization: str, compat: Tensor) -> None:
         self.features, self.norm, self.normalization, self.compat = features, norm, normalization, compat
 
-    def __call__(self, q: Tensor) -> Tensor:
+    def subtract(self, logits: Tensor, q: Tensor) -> Tensor:
         before = self.normalization in ("before", "symmetric")
         y = dense_product(q * self.norm[..., None] if before else q, self.features)
         if self.normalization in ("after", "symmetric"):
             y = y * self.norm[..., None]
-        return apply_compatibility(self.compat, y)
+        return subtract_energy(logits, self.compat, y)
 
 
 def unrolled_mean_field(
@@ -76,8 +78,9 @@ def unrolled_mean_field(
     tol: float = -1.0,
     output: str = "probabilities",
     checkpoint: bool = False,
+    fused: bool = True,
 ) -> Tensor:
-    """Mean field as `ops.mean_field` computes it, step by step and differentiable.
+    """Mean field as `mean_field.mean_field` computes it, step by step and differentiable.
 
     Memory for the backward pass is O(iterations × N × C); `checkpoint` keeps only Q of each iteration and computes
     the rest a second time.
@@ -85,8 +88,9 @@ def unrolled_mean_field(
     Args:
         unary: [B, C, N] energies; half and bfloat16 are computed in float32.
         terms: the pairwise terms.
-        iterations, damping, tol, output: as for `ops.mean_field`.
+        iterations, damping, tol, output: as for `mean_field.mean_field`.
         checkpoint: recompute each iteration in the backward pass.
+        fused: use `mean_field_unrolled` for what it covers: lattices that receive no gradient, the plain update.
 
     Returns:
         [B, C, N] in the dtype of unary, or labels [B, N] int64.
@@ -98,19 +102,37 @@ def unrolled_mean_field(
         >>> unrolled_mean_field(torch.tensor([[[0.0, 1.0], [1.0, 0.0]]]), [], 3, output="labels")
         tensor([[0, 1]])
     """
+    lattice_terms = [term for term in terms if isinstance(term, LatticeTerm) and not term.trains_filter]
+    if fused and damping == 0 and tol < 0 and output != "labels" and len(lattice_terms) == len(terms) > 0:
+
+        def unroll(unary: Tensor, *compats: Tensor) -> Tensor:
+            return mean_field_unrolled(
+                unary,
+                [term.lattice for term in lattice_terms],
+                [term.norm for term in lattice_terms],
+                [term.normalization for term in lattice_terms],
+                compats,
+                lattice_terms[0].grid,
+                iterations,
+                logarithm=output == "log_probabilities",
+            )
+
+        inputs = (unary, *(term.compat for term in lattice_terms))
+        return recompute(unroll, *inputs, use_reentrant=False) if checkpoint else unroll(*inputs)
+
     work = unary.to(torch.promote_types(unary.dtype, torch.float32))
-    energy = work.transpose(1, 2).contiguous()
+    start = -work.transpose(1, 2).contiguous()
 
     def step(q: Tensor) -> tuple[Tensor, Tensor]:
-        logits = -energy
+        logits = start
         for term in terms:
-            logits = logits - term(q)
+            logits = term.subtract(logits, q)
         updated = logits.softmax(2)
         if damping > 0:
             updated = damping * q + (1 - damping) * updated
         return updated, logits
 
-    logits = -energy
+    logits = start
     q = logits.softmax(2)
     active: Tensor | None = None
     for _ in range(iterations):

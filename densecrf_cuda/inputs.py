@@ -79,9 +79,7 @@ class Problem:
             )
 
 
-def read_problem(
-    unary: Any, image: Any, num_classes: int, kernels: Iterable[Any], spatial_dims: int | None
-) -> Problem:
+def read_problem(unary: Any, image: Any, num_classes: int, kernels: Iterable[Any], spatial_dims: int | None) -> Problem:
     """Check unary and image against each other and against what the kernels need."""
     if not isinstance(unary, Tensor):
         raise TypeError(f"unary must be a torch.Tensor, got {type(unary).__name__}")

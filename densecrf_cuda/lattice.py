@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .ops import LatticeTensors, lattice_build, lattice_filter
+from .ops import lattice_build, lattice_filter
 from .potentials import Bandwidth, parse_bandwidth, parse_normalization
 from .reference import lattice_features
 from .reference.filter import norm_of_row_sums

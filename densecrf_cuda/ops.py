@@ -1,4 +1,4 @@
-"""The registered operators: public function, fake kernel and autograd of each. Schemas are in schemas.def."""
+"""The operators of the lattice: public function, fake kernel and autograd of each. Schemas are in schemas.def."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from . import _library  # noqa: F401  (registers the operators)
 from ._tiles import num_tiles
 from .reference.build import LatticeTensors
 
-__all__ = ["LatticeTensors", "lattice_build", "lattice_filter", "mean_field"]
+__all__ = ["LatticeTensors", "lattice_build", "lattice_filter"]
 
 _ops = torch.ops.densecrf_cuda
 
@@ -93,56 +93,6 @@ def lattice_filter(
     return _ops.lattice_filter(values, features, splat_scale, slice_scale, list(lattice), grid, reverse)
 
 
-def mean_field(
-    unary: Tensor,
-    lattices: Sequence[Sequence[Tensor]],
-    norms: Sequence[Tensor],
-    normalizations: Sequence[str],
-    compats: Sequence[Tensor],
-    grid: Sequence[int],
-    iterations: int,
-    *,
-    damping: float = 0.0,
-    tol: float = -1.0,
-    output: str = "probabilities",
-) -> Tensor:
-    """Mean field inference in one operator, for inference: gradients recompute it from `lattice_filter`.
-
-    Q_0 = softmax(-U); Q ← damping Q + (1 - damping) softmax(-U - Σ_k compat_k(y_k)), y_k the filtered Q of term k.
-
-    Args:
-        unary: [B, C, N] energies, -log p; +infinity forbids a label. Any strides.
-        lattices: one result of `lattice_build` per term, with batch 1 (shared) or B.
-        norms: one [B', N] per term, which multiplies before the splat, after the slice, or both; [0] where there is
-            no normalization.
-        normalizations: "none", "before", "after" or "symmetric" per term.
-        compats: per term a Potts weight w, [] (energy -w y), a diagonal v, [C] (energy v y), or a matrix A, [C, C]
-            (energy A y).
-        grid: spatial shape; N is its product.
-        iterations: how many updates, ≥ 0.
-        damping: share of the old Q that is kept, in [0, 1).
-        tol: an image stops by itself after an update that changes no probability by more; negative: never.
-        output: "probabilities", "log_probabilities" or "labels".
-
-    Returns:
-        [B, C, N] in the dtype of unary, or labels [B, N] int64.
-
-    Raises:
-        ValueError: shapes that do not fit; a unary of NaN or -infinity; a pixel where every label is forbidden.
-        TypeError: a unary that is not floating, or lattices of another dtype.
-
-    Krähenbühl & Koltun, "Efficient inference in fully connected CRFs with Gaussian edge potentials", 2011, algorithm 1.
-
-    Example:
-        >>> mean_field(torch.tensor([[[0.0, 1.0], [1.0, 0.0]]]), [], [], [], [], [2], 5, output="labels")
-        tensor([[0, 1]])
-    """
-    flat = [tensor for lattice in lattices for tensor in lattice]
-    return _ops.mean_field(
-        unary, flat, list(norms), list(normalizations), list(compats), grid, iterations, damping, tol, output
-    )
-
-
 @torch.library.register_fake("densecrf_cuda::lattice_build")
 def _(guide: Tensor, bandwidth: Tensor, grid: Sequence[int], coordinates: bool, capacity: int) -> tuple[Tensor, ...]:
     batch, points, corners = guide.shape[0], math.prod(grid), bandwidth.shape[0] + 1
@@ -173,13 +123,6 @@ def _(values: Tensor, *_: Any) -> Tensor:
 @torch.library.register_fake("densecrf_cuda::_lattice_feature_grad")
 def _(values: Tensor, grad: Tensor, features: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(features, memory_format=torch.contiguous_format)
-
-
-@torch.library.register_fake("densecrf_cuda::mean_field")
-def _(unary: Tensor, *settings: Any) -> Tensor:
-    if settings[-1] == "labels":
-        return unary.new_empty(unary.shape[0], unary.shape[2], dtype=torch.int64)
-    return torch.empty_like(unary, memory_format=torch.contiguous_format)
 
 
 def _filter_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -220,41 +163,3 @@ def _sum_to_scale(a: Tensor, b: Tensor, scale: Tensor) -> Tensor:
 
 
 torch.library.register_autograd("densecrf_cuda::lattice_filter", _filter_backward, setup_context=_filter_setup)
-
-
-def _mean_field_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    unary, lattices, norms, normalizations, compats, *settings = inputs
-    ctx.save_for_backward(unary, *lattices, *norms, *compats)
-    ctx.normalizations, ctx.settings = normalizations, settings
-    if not output.is_floating_point():
-        ctx.mark_non_differentiable(output)
-
-
-def _mean_field_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    from .inference import LatticeTerm, unrolled_mean_field
-
-    terms, fields = len(ctx.normalizations), len(LatticeTensors._fields)
-    grid, iterations, damping, tol, output = ctx.settings
-    saved = list(ctx.saved_tensors)
-    lattices = saved[1 : 1 + fields * terms]
-    with torch.enable_grad():
-        leaves = [saved[0], *saved[1 + fields * terms :]]
-        leaves = [leaf.detach().requires_grad_(leaf.is_floating_point()) for leaf in leaves]
-        unary, norms, compats = leaves[0], leaves[1 : 1 + terms], leaves[1 + terms :]
-        composed = [
-            LatticeTerm(lattices[k * fields : (k + 1) * fields], grid, norms[k], ctx.normalizations[k], compats[k])
-            for k in range(terms)
-        ]
-        result = unrolled_mean_field(unary, composed, iterations, damping=damping, tol=tol, output=output)
-        grads = torch.autograd.grad(result, leaves, grad, allow_unused=True)
-    return (
-        grads[0],
-        [None] * len(lattices),
-        list(grads[1 : 1 + terms]),
-        None,
-        list(grads[1 + terms :]),
-        *[None] * 5,
-    )
-
-
-torch.library.register_autograd("densecrf_cuda::mean_field", _mean_field_backward, setup_context=_mean_field_setup)

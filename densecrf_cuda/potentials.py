@@ -46,9 +46,10 @@ def parse_bandwidth(name: str, bandwidth: Bandwidth) -> Tensor:
         raise TypeError(f"{name} must be a number or one number per dimension, got {bandwidth!r}") from error
     if tensor.dim() > 1 or tensor.numel() == 0:
         raise ValueError(f"{name} must be a number or one number per dimension, got shape {tuple(tensor.shape)}")
-    for value in tensor.flatten().tolist():
-        if not (math.isfinite(value) and value > 0):
-            raise ValueError(f"{name} must be positive and finite, got {value}")
+    if not torch.compiler.is_compiling():  # there lattice_build checks it, when it runs
+        for value in tensor.flatten().tolist():
+            if not (math.isfinite(value) and value > 0):
+                raise ValueError(f"{name} must be positive and finite, got {value}")
     return tensor
 
 
@@ -175,6 +176,8 @@ class Features(Potential):
             if features.dim() < 2:
                 raise ValueError(f"features must be [d, *spatial] or [B, d, *spatial], got {tuple(features.shape)}")
         elif features is not None and not callable(features):
-            raise TypeError(f"features must be a tensor, a function of the image or None, got {type(features).__name__}")
+            raise TypeError(
+                f"features must be a tensor, a function of the image or None, got {type(features).__name__}"
+            )
         self.features = features
         self.needs_image = not isinstance(features, Tensor)

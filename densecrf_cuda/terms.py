@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -23,6 +25,9 @@ class PairwiseTerm(nn.Module):
     What is trainable is a parameter (`weight`, `compat`, `log_sxy`, ...), the rest are buffers in double precision, so
     that a bandwidth of 0.7 is 0.7 in whatever precision the inference runs.
     """
+
+    weight: Tensor
+    compat: Tensor
 
     def __init__(
         self, potential: Potential, num_classes: int, default_normalization: str, trainable: tuple[str, ...]
@@ -81,7 +86,7 @@ class PairwiseTerm(nn.Module):
                 guide = problem.require_image(self.description)
                 parts.append(self.bandwidth_of("srgb", problem.dtype, guide.shape[1]))
             return guide, torch.cat(parts)
-        source = self.features
+        source: Any = self.features
         if not isinstance(source, Tensor):
             image = problem.require_image(self.description)
             if source is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sysconfig
 from pathlib import Path
 
@@ -44,3 +45,12 @@ def voc_photos() -> list[tuple[Path, Path]]:
     if not photos:
         pytest.skip("no photos: DENSECRF_TEST_DATA names no folder with *.image.png")
     return sorted(photos)
+
+
+@pytest.fixture(scope="session")
+def without_library(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A PYTHONPATH where the package has no binaries, as a wheel built with WITH_EXTENSION=0 installs it."""
+    folder = tmp_path_factory.mktemp("pure")
+    ignore = shutil.ignore_patterns("*.so", "__pycache__")
+    shutil.copytree(Path(densecrf_cuda.__file__).parent, folder / "densecrf_cuda", ignore=ignore)
+    return str(folder)

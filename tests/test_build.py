@@ -80,15 +80,6 @@ def test_library_for_another_torch_is_refused_in_one_line(tmp_path: Path) -> Non
     assert "pip install --no-build-isolation" in line
 
 
-@pytest.fixture(scope="module")
-def without_library(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A PYTHONPATH where the package has no binaries, as a wheel built with WITH_EXTENSION=0 installs it."""
-    folder = tmp_path_factory.mktemp("pure")
-    ignore = shutil.ignore_patterns("*.so", "__pycache__")
-    shutil.copytree(Path(densecrf_cuda.__file__).parent, folder / "densecrf_cuda", ignore=ignore)
-    return str(folder)
-
-
 FILTER = """
 import sys, torch, densecrf_cuda
 ops = torch.ops.densecrf_cuda

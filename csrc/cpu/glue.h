@@ -2,8 +2,10 @@
 #pragma once
 
 #include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
 
 #include "../lattice_tensors.h"
+#include "buffer.h"
 #include "lattice_view.h"
 #include "parallel.h"
 
@@ -24,6 +26,21 @@ void for_images(int64_t batch, Function function) {
   at::parallel_for(0, batch, std::max<int64_t>(grain, 1), [&](int64_t begin, int64_t end) {
     for (int64_t b = begin; b < end; ++b) function(b);
   });
+}
+
+inline at::Tensor empty_rows(at::IntArrayRef shape, const at::TensorOptions& options) {
+  at::Tensor tensor = at::empty(shape, options);
+  if (tensor.numel() > 0) prefer_huge_pages(tensor.mutable_data_ptr(), static_cast<int64_t>(tensor.nbytes()));
+  return tensor;
+}
+
+// Calls function(zero) with a zero of the type: 0.0f or 0.0.
+template <class Function>
+void dispatch(at::ScalarType type, Function function) {
+  if (type == at::kFloat)
+    function(0.0f);
+  else
+    function(0.0);
 }
 
 // A lattice of batch 1 serves every image.

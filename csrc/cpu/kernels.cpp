@@ -7,10 +7,10 @@
 
 namespace densecrf {
 
-#define DENSECRF_DECLARE(ISA)  \
-  namespace ISA {              \
-  template <class F>           \
-  const Kernels<F>& table();   \
+#define DENSECRF_DECLARE(ISA) \
+  namespace ISA {             \
+  template <class F>          \
+  const Kernels<F>& table();  \
   }
 DENSECRF_DECLARE(baseline)
 #if defined(__x86_64__)

@@ -70,6 +70,12 @@ struct Kernels {
   // x[p] = softmax(x[p]) or log softmax(x[p]) over the row; padding must be -infinity and becomes 0 (or -infinity).
   void (*softmax)(T* x, int points, int64_t stride, bool logarithm);
 
+  // g[p] = q[p] ∘ (g[p] - <q[p], g[p]>): from the gradient of a softmax to that of its argument.
+  void (*softmax_gradient)(const T* q, T* g, int points, int64_t stride);
+
+  // sums += sum over p of a[p] ∘ b[p]
+  void (*add_products)(const T* a, const T* b, int points, int64_t stride, T* sums);
+
   // x[p] -= diagonal ∘ y[p]
   void (*subtract_diagonal)(T* x, const T* y, int points, int64_t stride, const T* diagonal);
 

@@ -95,6 +95,12 @@ struct Row {
       v = multiply_add(broadcast<V>(w), load<V>(p + at), v);
     });
   }
+  inline void add_product(const F* a, const F* b) {
+    each([a, b](auto& v, int at) {
+      using V = std::decay_t<decltype(v)>;
+      v = multiply_add(load<V>(a + at), load<V>(b + at), v);
+    });
+  }
   inline void add_scaled(F w, const Row& other) {
     if constexpr (kFull > 0)
       for (int i = 0; i < kFull; ++i) full[i] = multiply_add(broadcast<Full>(w), other.full[i], full[i]);
@@ -133,7 +139,9 @@ inline void for_blocks(int64_t stride, Function function) {
 // The rows of all vertices of a simplex stay in registers while its points pass by: as many channels at a time as
 // leaves room for that. VERTICES is a constant for the two lattices of every image CRF, else 0.
 template <int Vertices>
-constexpr int kSimplexUnits = Vertices == 0 ? 1 : Vertices > 3 && DENSECRF_VECTOR_BYTES == 32 ? 2 : 4;
+constexpr int kSimplexUnits = Vertices == 0                                 ? 1
+                              : Vertices > 3 && DENSECRF_VECTOR_BYTES == 32 ? 2
+                                                                            : 4;
 
 // Entries fetched ahead of the slice: they come from memory once an iteration, and the loop over groups, whose length
 // nobody can predict, keeps the processor from running ahead to them by itself.
@@ -250,6 +258,16 @@ void blur(int64_t begin, int64_t end, const int32_t* neighbours, int64_t first, 
         store(target + i, multiply_add(broadcast<V>(F(0.5)), load<V>(minus + i) + load<V>(plus + i), x));
       });
     }
+  });
+}
+
+template <class F>
+void add_products(const F* a, const F* b, int points, int64_t stride, F* sums) {
+  for_blocks<F>(stride, [&](auto block, int64_t at) {
+    Row<F, block> sum;
+    sum.read(sums + at);
+    for (int p = 0; p < points; ++p) sum.add_product(a + p * stride + at, b + p * stride + at);
+    sum.write(sums + at);
   });
 }
 

@@ -167,6 +167,15 @@ void softmax(F* x, int points, int64_t stride, bool logarithm) {
 }
 
 template <class F>
+void softmax_gradient(const F* q, F* g, int points, int64_t stride) {
+  using U = Vector<F, kUnit<F>>;
+  for (int64_t c = 0; c < points * stride; c += kUnit<F>) store(g + c, load<U>(g + c) * load<U>(q + c));
+  for_any_rows(g, points, stride, Sum{}, [q, g](F* row, int64_t size, U sum) {
+    for (int64_t c = 0; c < size; c += kUnit<F>) store(row + c, load<U>(row + c) - load<U>(q + (row - g) + c) * sum);
+  });
+}
+
+template <class F>
 void pair(const TileEntries<F>& entries, const int32_t* vertices, const F* rows, int64_t stride, const F* in, F factor,
           F* out) {
   const int64_t unit = stride < kUnit<F> ? 1 : kUnit<F>;
@@ -188,9 +197,18 @@ void pair(const TileEntries<F>& entries, const int32_t* vertices, const F* rows,
 
 template <class F>
 const Kernels<F>& table() {
-  static const Kernels<F> kernels = {
-      DENSECRF_ISA_NAME, enclose<F>, slice<F>,   pair<F>,    splat<F>, gather<F>, blur<F>, softmax<F>, subtract_diagonal<F>,
-      subtract_matrix<F>};
+  static const Kernels<F> kernels = {DENSECRF_ISA_NAME,
+                                     enclose<F>,
+                                     slice<F>,
+                                     pair<F>,
+                                     splat<F>,
+                                     gather<F>,
+                                     blur<F>,
+                                     softmax<F>,
+                                     softmax_gradient<F>,
+                                     add_products<F>,
+                                     subtract_diagonal<F>,
+                                     subtract_matrix<F>};
   return kernels;
 }
 template const Kernels<float>& table<float>();

@@ -69,10 +69,10 @@ LatticeTuple build(const Tensor& guide, const Tensor& bandwidth, at::IntArrayRef
   std::vector<ImageVertices> images(batch);
   for_images(batch, [&](int64_t b) {
     const FeatureSource<T> source{guide_view(guide, b), widths, static_cast<int>(d), shape.vec(), coordinates, grid};
-    images[b] = embed_image(source, aten_pool(),
-                            {out.weights.mutable_data_ptr<T>() + b * entries,
-                             out.local_ids.mutable_data_ptr<int16_t>() + b * entries,
-                             out.point_order.mutable_data_ptr<int16_t>() + b * grid.points()});
+    images[b] = embed_image(
+        source, aten_pool(),
+        {out.weights.mutable_data_ptr<T>() + b * entries, out.local_ids.mutable_data_ptr<int16_t>() + b * entries,
+         out.point_order.mutable_data_ptr<int16_t>() + b * grid.points()});
   });
 
   auto* first_vertex = out.image_offsets.mutable_data_ptr<int64_t>();
@@ -90,8 +90,7 @@ LatticeTuple build(const Tensor& guide, const Tensor& bandwidth, at::IntArrayRef
                     first_vertex[batch], ": split the batch");
   for_images(batch, [&](int64_t b) {
     tabulate_image(images[b], static_cast<int>(d), aten_pool(),
-                   {first_vertex[b], first_partial[b],
-                    out.tile_offsets.mutable_data_ptr<int64_t>() + b * grid.tiles(),
+                   {first_vertex[b], first_partial[b], out.tile_offsets.mutable_data_ptr<int64_t>() + b * grid.tiles(),
                     out.tile_vertices.mutable_data_ptr<int32_t>() + first_partial[b],
                     out.vertex_offsets.mutable_data_ptr<int64_t>() + first_vertex[b],
                     out.vertex_partials.mutable_data_ptr<int64_t>() + first_partial[b],
@@ -137,8 +136,8 @@ void check_batch(int64_t own, int64_t batch, const char* name) {
 
 Tensor checked_scale(const std::optional<Tensor>& scale, const char* name, const Tensor& values, at::ScalarType type) {
   if (!scale.has_value()) return Tensor();
-  TORCH_CHECK_VALUE(scale->dim() == 2 && scale->size(1) == values.size(1), name, " must be [B, N] with N = ",
-                    values.size(1), ", got ", scale->sizes());
+  TORCH_CHECK_VALUE(scale->dim() == 2 && scale->size(1) == values.size(1), name,
+                    " must be [B, N] with N = ", values.size(1), ", got ", scale->sizes());
   check_batch(scale->size(0), values.size(0), name);
   return to_lattice_type(*scale, name, type).contiguous();
 }
@@ -155,8 +154,8 @@ ValuesView<T> values_view(const Tensor& values, int64_t image) {
 }
 
 void check_values(const Tensor& values, const char* name, const LatticeTensors& lattice, const TileGrid& grid) {
-  TORCH_CHECK_VALUE(values.dim() == 3 && values.size(1) == grid.points(), name, " must be [B, N, C] with N = ",
-                    grid.points(), ", got ", values.sizes());
+  TORCH_CHECK_VALUE(values.dim() == 3 && values.size(1) == grid.points(), name,
+                    " must be [B, N, C] with N = ", grid.points(), ", got ", values.sizes());
   check_batch(lattice.batch(), values.size(0), "lattice");
 }
 
@@ -187,7 +186,7 @@ Tensor lattice_filter(const Tensor& values, const std::optional<Tensor>& feature
   const Tensor input = to_lattice_type(values, "values", type);
   const Tensor before = checked_scale(splat_scale, "splat_scale", values, type);
   const Tensor after = checked_scale(slice_scale, "slice_scale", values, type);
-  const Tensor out = at::empty(values.sizes(), lattice.weights.options());
+  const Tensor out = empty_rows(values.sizes(), lattice.weights.options());
   if (out.numel() > 0) {
     if (type == at::kFloat)
       filter<float>(lattice, grid, input, before, after, reverse, out);

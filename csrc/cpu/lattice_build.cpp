@@ -57,8 +57,8 @@ struct Run {
   std::vector<Seen> seen;
 };
 
-// The points of one tile grouped by simplex: groups of most points first, else in order of their first point, and points
-// in order inside a group. Sizes that repeat let the processor predict where the loop over a group ends.
+// The points of one tile grouped by simplex: groups of most points first, else in order of their first point, and
+// points in order inside a group. Sizes that repeat let the processor predict where the loop over a group ends.
 class SimplexGroups {
  public:
   int16_t count = 0;                    // simplices in the tile
@@ -227,8 +227,7 @@ ImageVertices embed_image(const FeatureSource<T>& source, const Pool& pool, cons
   const int64_t count = std::max<int64_t>(1, std::min<int64_t>(pool.threads, tiles));
   std::vector<Run> runs(count, Run(key_words(source.d)));
   pool.parallel_for(count, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t r = begin; r < end; ++r)
-      embed_run(source, r * tiles / count, (r + 1) * tiles / count, runs[r], out);
+    for (int64_t r = begin; r < end; ++r) embed_run(source, r * tiles / count, (r + 1) * tiles / count, runs[r], out);
   });
 
   ImageVertices image;

@@ -16,21 +16,17 @@ constexpr int64_t kChannelChunk = 128;
 template <class T>
 void load_values(const LatticeView<T>& lattice, const Tile& tile, const ValuesView<T>& values, int64_t channels,
                  int64_t stride, T* rows) {
-  for_rows(lattice.grid, tile, [&](int64_t n, int p, int length) {
-    for (int i = 0; i < length; ++i) {
-      const T* source = values.data + (n + i) * values.point_stride;
-      T* row = rows + (p + i) * stride;
-      for (int64_t c = 0; c < channels; ++c) row[c] = source[c * values.channel_stride];
-      std::fill(row + channels, row + stride, T(0));
-    }
-  });
+  if (values.channel_stride == 1 && values.point_stride == channels)
+    load_rows(lattice.grid, tile, values.data, channels, stride, rows);
+  else
+    load_channels(lattice.grid, tile, values.data, values.channel_stride, values.point_stride, channels, stride, T(0),
+                  rows);
 }
 
 template <class T>
 const T* load_scale(const LatticeView<T>& lattice, const Tile& tile, const T* scale, T* buffer) {
   if (scale == nullptr) return nullptr;
-  for_rows(lattice.grid, tile,
-           [&](int64_t n, int p, int length) { std::copy_n(scale + n, length, buffer + p); });
+  for_rows(lattice.grid, tile, [&](int64_t n, int p, int length) { std::copy_n(scale + n, length, buffer + p); });
   return buffer;
 }
 
@@ -46,8 +42,8 @@ VertexRows<T> blurred(const LatticeView<T>& lattice, const ValuesView<T>& values
       const Tile tile = lattice.grid.tile(t);
       load_values(lattice, tile, values, channels, stride, rows.data());
       vertices.clear_tile(t);
-      kernels<T>().splat(tile_entries(lattice, tile), rows.data(), stride,
-                         load_scale(lattice, tile, scale, scales), vertices.tile_partials(t));
+      kernels<T>().splat(tile_entries(lattice, tile), rows.data(), stride, load_scale(lattice, tile, scale, scales),
+                         vertices.tile_partials(t));
     }
   });
   VertexRows<T>::gather_and_blur(&vertices, 1, reverse, pool);
@@ -70,12 +66,11 @@ void filter_image(const LatticeView<T>& lattice, const ValuesView<T>& values, in
       for (int64_t t = begin; t < end; ++t) {
         const Tile tile = lattice.grid.tile(t);
         std::fill_n(rows.data(), tile.points() * stride, T(0));
-        kernels<T>().slice(tile_entries(lattice, tile), vertices.tile_vertices(t), vertices.rows(),
-                           stride, load_scale(lattice, tile, slice_scale, scales), slice_gain<T>(lattice.d),
-                           rows.data());
+        kernels<T>().slice(tile_entries(lattice, tile), vertices.tile_vertices(t), vertices.rows(), stride,
+                           load_scale(lattice, tile, slice_scale, scales), slice_gain<T>(lattice.d), rows.data());
         for_rows(lattice.grid, tile, [&](int64_t n, int p, int length) {
           for (int i = 0; i < length; ++i)
-            std::copy_n(rows.data() + (p + i) * stride, count, out + (n + i) * channels + first);
+            copy_row(rows.data() + (p + i) * stride, count, out + (n + i) * channels + first);
         });
       }
     });
@@ -104,8 +99,8 @@ void feature_grad_image(const LatticeView<T>& lattice, const ValuesView<T>& valu
         for (int64_t t = begin; t < end; ++t) {
           const Tile tile = lattice.grid.tile(t);
           load_values(lattice, tile, chunks[1 - side], count, stride, rows.data());
-          kernels<T>().pair(tile_entries(lattice, tile), blurs.tile_vertices(t), blurs.rows(), stride,
-                            rows.data(), slice_gain<T>(d), weight_grad.data() + tile.first * vertices);
+          kernels<T>().pair(tile_entries(lattice, tile), blurs.tile_vertices(t), blurs.rows(), stride, rows.data(),
+                            slice_gain<T>(d), weight_grad.data() + tile.first * vertices);
         }
       });
     }
@@ -130,8 +125,7 @@ void feature_grad_image(const LatticeView<T>& lattice, const ValuesView<T>& valu
             weight_grad.data() + (tile.first + e) * vertices;
       for_rows(lattice.grid, tile, [&](int64_t n, int p, int length) {
         for (int j = 0; j < length; ++j) {
-          feature_gradient(grad_of[p + j], simplices->rank + p + j, kTilePoints,
-                           scale.data(), d, gradient.data());
+          feature_gradient(grad_of[p + j], simplices->rank + p + j, kTilePoints, scale.data(), d, gradient.data());
           for (int i = 0; i < d; ++i) out[i * points + n + j] += gradient[i];
         }
       });
@@ -139,10 +133,10 @@ void feature_grad_image(const LatticeView<T>& lattice, const ValuesView<T>& valu
   });
 }
 
-#define DENSECRF_INSTANTIATE(T)                                                                                       \
-  template void filter_image(const LatticeView<T>&, const ValuesView<T>&, int64_t, const T*, const T*, bool,          \
-                             const Pool&, T*);                                                                        \
-  template void feature_grad_image(const LatticeView<T>&, const ValuesView<T>&, const ValuesView<T>&, int64_t,        \
+#define DENSECRF_INSTANTIATE(T)                                                                                \
+  template void filter_image(const LatticeView<T>&, const ValuesView<T>&, int64_t, const T*, const T*, bool,   \
+                             const Pool&, T*);                                                                 \
+  template void feature_grad_image(const LatticeView<T>&, const ValuesView<T>&, const ValuesView<T>&, int64_t, \
                                    const T*, const Pool&, T*);
 DENSECRF_INSTANTIATE(float)
 DENSECRF_INSTANTIATE(double)

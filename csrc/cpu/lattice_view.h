@@ -28,7 +28,8 @@ struct LatticeView {
 };
 
 // The points of one tile, those of one simplex next to each other: its rows are then read and written once for all of
-// them. The simplices of most points come first. order[e] is the position in the tile of entry e, or ~position where e shares the simplex of the entry before.
+// them. The simplices of most points come first. order[e] is the position in the tile of entry e, or ~position where e
+// shares the simplex of the entry before.
 template <class T>
 struct TileEntries {
   int points;

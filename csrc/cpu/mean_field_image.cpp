@@ -3,47 +3,10 @@
 #include <cmath>
 #include <limits>
 
-#include "../lattice.h"
-#include "vertex_rows.h"
+#include "prepared_term.h"
 
 namespace densecrf {
 namespace {
-
-// Norms by position in the tiles, so that a tile reads them next to each other.
-template <class T>
-Buffer<T> to_internal_order(const TileGrid& grid, const T* scale) {
-  if (scale == nullptr) return Buffer<T>();
-  Buffer<T> out(grid.points());
-  for (int64_t t = 0; t < grid.tiles(); ++t) {
-    const Tile tile = grid.tile(t);
-    for_rows(grid, tile,
-             [&](int64_t n, int p, int length) { std::copy_n(scale + n, length, out.data() + tile.first + p); });
-  }
-  return out;
-}
-
-// A term as one pass over a tile needs it: scales in internal order, parameters padded to rows.
-template <class T>
-struct PreparedTerm {
-  PreparedTerm(const PairwiseTerm<T>& term, const TileGrid& grid, int64_t channels, int64_t stride)
-      : term(term),
-        splat_scale(to_internal_order(grid, term.splat_scale)),
-        slice_scale(to_internal_order(grid, term.slice_scale)) {
-    if (term.compatibility == Compatibility::potts) return;
-    const int64_t rows = term.compatibility == Compatibility::matrix ? channels : 1;
-    parameters = Buffer<T>(rows * stride);
-    std::fill_n(parameters.data(), rows * stride, T(0));
-    for (int64_t j = 0; j < rows; ++j)  // column j of the matrix: what label j does to every label
-      for (int64_t c = 0; c < channels; ++c)
-        parameters[j * stride + c] = term.parameters[rows == 1 ? c : c * channels + j];
-  }
-
-  const T* splat_from(int64_t point) const { return splat_scale.data() ? splat_scale.data() + point : nullptr; }
-  const T* slice_from(int64_t point) const { return slice_scale.data() ? slice_scale.data() + point : nullptr; }
-
-  const PairwiseTerm<T>& term;
-  Buffer<T> splat_scale, slice_scale, parameters;
-};
 
 template <class T>
 class MeanField {
@@ -112,49 +75,23 @@ class MeanField {
     }
     if (writes) write(tile, logarithm ? y : x);
     if (last) return;
-    for (size_t k = 0; k < terms_.size(); ++k) {
-      vertices_[k].clear_tile(t);
-      kernels<T>().splat(tile_entries(terms_[k].term.lattice, tile), x, stride_, terms_[k].splat_from(tile.first),
-                         vertices_[k].tile_partials(t));
-    }
+    if (problem_.history)
+      store_rows(grid_, tile, x, channels_, stride_, problem_.history + iteration * grid_.points() * channels_);
+    for (size_t k = 0; k < terms_.size(); ++k) terms_[k].splat(vertices_[k], t, tile, x, stride_);
   }
 
   // x = -unary, kept for the iterations to come; padding gets probability zero.
   void load_unary(const Tile& tile, T* x) {
-    for_rows(grid_, tile, [&](int64_t n, int p, int length) {
-      T* rows = x + p * stride_;
-      for (int64_t c = 0; c < stride_; ++c)
-        for (int i = 0; i < length; ++i)
-          rows[i * stride_ + c] = c < channels_
-                                      ? -problem_.unary[c * problem_.channel_stride + (n + i) * problem_.point_stride]
-                                      : -std::numeric_limits<T>::infinity();
-    });
+    load_channels(grid_, tile, problem_.unary, problem_.channel_stride, problem_.point_stride, channels_, stride_,
+                  std::numeric_limits<T>::infinity(), x);
+    for (int64_t i = 0; i < tile.points() * stride_; ++i) x[i] = -x[i];
     std::copy_n(x, tile.points() * stride_, logits_.data() + tile.first * stride_);
   }
 
   // x = -unary - sum over terms of compatibility(filtered Q)
   void add_messages(int64_t t, const Tile& tile, T* x, T* y) {
-    const int points = tile.points();
-    std::copy_n(logits_.data() + tile.first * stride_, points * stride_, x);
-    for (size_t k = 0; k < terms_.size(); ++k) {
-      const PairwiseTerm<T>& term = terms_[k].term;
-      const T gain = slice_gain<T>(term.lattice.d);
-      vertices_[k].prefetch_tile(t + 1);
-      const auto slice = [&](T factor, T* target) {
-        kernels<T>().slice(tile_entries(term.lattice, tile), vertices_[k].tile_vertices(t), vertices_[k].rows(),
-                           stride_, terms_[k].slice_from(tile.first), factor, target);
-      };
-      if (term.compatibility == Compatibility::potts) {
-        slice(term.weight * gain, x);
-        continue;
-      }
-      std::fill_n(y, points * stride_, T(0));
-      slice(gain, y);
-      if (term.compatibility == Compatibility::diagonal)
-        kernels<T>().subtract_diagonal(x, y, points, stride_, terms_[k].parameters.data());
-      else
-        kernels<T>().subtract_matrix(x, y, points, stride_, terms_[k].parameters.data(), channels_);
-    }
+    std::copy_n(logits_.data() + tile.first * stride_, tile.points() * stride_, x);
+    for (size_t k = 0; k < terms_.size(); ++k) terms_[k].subtract_energy(vertices_[k], t, tile, channels_, x, y);
   }
 
   // One NaN in a row makes the whole row NaN, so its first entry tells.
@@ -171,16 +108,13 @@ class MeanField {
   }
 
   void write(const Tile& tile, const T* x) const {
+    if (problem_.output != Output::labels)
+      return store_channels(grid_, tile, x, channels_, stride_, T(1), problem_.out);
     for_rows(grid_, tile, [&](int64_t n, int p, int length) {
-      const T* rows = x + p * stride_;
-      if (problem_.output == Output::labels) {
-        for (int i = 0; i < length; ++i)
-          problem_.labels[n + i] =
-              std::max_element(rows + i * stride_, rows + i * stride_ + channels_) - (rows + i * stride_);
-        return;
+      for (int i = 0; i < length; ++i) {
+        const T* row = x + (p + i) * stride_;
+        problem_.labels[n + i] = std::max_element(row, row + channels_) - row;
       }
-      for (int64_t c = 0; c < channels_; ++c)
-        for (int i = 0; i < length; ++i) problem_.out[c * grid_.points() + n + i] = rows[i * stride_ + c];
     });
   }
 

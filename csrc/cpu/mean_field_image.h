@@ -34,6 +34,7 @@ struct MeanFieldProblem {
   Output output;
   T* out;           // [C, N], for probabilities
   int64_t* labels;  // [N], for labels
+  T* history;       // [iterations][N, C]: Q before each iteration, for the backward pass; or null
 };
 
 // A pixel whose distribution is not a number: at iteration 0 the unary is to blame, later an overflow.
@@ -42,6 +43,26 @@ struct MeanFieldError {
   int64_t point = 0;
   int iteration = 0;
 };
+
+// The backward pass of inference without damping or tolerance. From the products follow the gradients of Potts weights
+// and diagonals: the filter is linear, so <gradient, K Q> = <K transposed · gradient, Q>.
+template <class T>
+struct MeanFieldGradient {
+  TileGrid grid;
+  int64_t channels;
+  const T* grad;  // of the result, [C, N] with these strides
+  int64_t channel_stride, point_stride;
+  const T* result;   // [C, N], contiguous
+  bool logarithm;    // whether the result is log Q
+  const T* history;  // [iterations][N, C]
+  int iterations;
+  T* grad_unary;  // [C, N], contiguous
+  T* products;    // [terms, C]: sums over points and iterations of (K transposed · gradient of the logits) ∘ Q; or null
+};
+
+template <class T>
+void mean_field_gradient(const MeanFieldGradient<T>& problem, const std::vector<PairwiseTerm<T>>& terms,
+                         const Pool& pool);
 
 template <class T>
 MeanFieldError mean_field_image(const MeanFieldProblem<T>& problem, const std::vector<PairwiseTerm<T>>& terms,

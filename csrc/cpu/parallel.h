@@ -16,8 +16,7 @@ struct Pool {
   void parallel_for(int64_t count, int64_t grain, Function&& function) const {
     using F = std::remove_reference_t<Function>;
     run(
-        count, grain,
-        [](void* context, int64_t begin, int64_t end) { (*static_cast<F*>(context))(begin, end); },
+        count, grain, [](void* context, int64_t begin, int64_t end) { (*static_cast<F*>(context))(begin, end); },
         const_cast<void*>(static_cast<const void*>(&function)));
   }
 };

@@ -7,6 +7,7 @@
 #include "buffer.h"
 #include "kernels.h"
 #include "parallel.h"
+#include "tile_rows.h"
 
 namespace densecrf {
 
@@ -14,12 +15,6 @@ template <class T>
 TileEntries<T> tile_entries(const LatticeView<T>& lattice, const Tile& tile) {
   const int64_t first = tile.first * (lattice.d + 1);
   return {tile.points(), lattice.d + 1, lattice.weights + first, lattice.local_ids + first, lattice.order + tile.first};
-}
-
-// Calls function(raster position, position in the tile, length) for each row of the tile.
-template <class Function>
-void for_rows(const TileGrid& grid, const Tile& tile, Function function) {
-  for (int r = 0; r < tile.rows; ++r) function(grid.raster(tile, r), r * tile.cols, tile.cols);
 }
 
 template <class T>
@@ -47,8 +42,8 @@ class VertexRows {
   // Rows by vertex id as tile_vertices has it, after blur().
   const T* rows() const { return front_.data() + (1 - lattice_.first_vertex) * stride_; }
 
-  // Fetches ahead what the slice of a tile will read: its rows are scattered, and the slice's branches, which nobody can
-  // predict, keep the processor from running ahead to them by itself.
+  // Fetches ahead what the slice of a tile will read: its rows are scattered, and the slice's branches, which nobody
+  // can predict, keep the processor from running ahead to them by itself.
   void prefetch_tile(int64_t tile) const {
     if (tile >= lattice_.grid.tiles()) return;
     const int32_t* end = tile_vertices(tile + 1);

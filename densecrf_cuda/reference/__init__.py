@@ -12,11 +12,13 @@ is differentiable by plain autograd with respect to values, scales and (inside a
 from .build import LatticeTensors, lattice_build
 from .filter import _lattice_feature_grad, lattice_filter, normalization_scale
 from .geometry import lattice_features
-from .inference import mean_field
+from .inference import _mean_field_unrolled, _mean_field_unrolled_backward, mean_field
 
 __all__ = [
     "LatticeTensors",
     "_lattice_feature_grad",
+    "_mean_field_unrolled",
+    "_mean_field_unrolled_backward",
     "lattice_build",
     "lattice_features",
     "lattice_filter",

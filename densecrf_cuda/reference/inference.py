@@ -98,15 +98,89 @@ def mean_field(
     return q.transpose(1, 2).to(unary.dtype).contiguous()
 
 
+def _mean_field_unrolled(
+    unary: Tensor,
+    lattices: Sequence[Tensor],
+    norms: Sequence[Tensor],
+    normalizations: Sequence[str],
+    compats: Sequence[Tensor],
+    grid: Sequence[int],
+    iterations: int,
+    logarithm: bool,
+) -> tuple[Tensor, Tensor]:
+    """Q or log Q after the iterations, [B, C, N], and Q before each of them, [B, iterations, N, C]."""
+    output = "log_probabilities" if logarithm else "probabilities"
+    settings = (lattices, norms, normalizations, compats, grid)
+    result = mean_field(unary, *settings, iterations, 0.0, -1.0, output)
+    work = unary.to(torch.promote_types(unary.dtype, torch.float32))
+    history = [mean_field(work, *settings, t, 0.0, -1.0, "probabilities").transpose(1, 2) for t in range(iterations)]
+    batch, channels, points = unary.shape
+    return result, torch.stack(history, 1) if history else work.new_empty(batch, 0, points, channels)
+
+
+def _mean_field_unrolled_backward(
+    grad: Tensor,
+    result: Tensor,
+    history: Tensor,
+    lattices: Sequence[Tensor],
+    norms: Sequence[Tensor],
+    normalizations: Sequence[str],
+    compats: Sequence[Tensor],
+    grid: Sequence[int],
+    logarithm: bool,
+    wants_products: bool,
+) -> tuple[Tensor, Tensor]:
+    """The gradient of the unary and, per term where wanted, the sums over points and iterations of (K^T grad) · Q."""
+    dtype = history.dtype
+    g, q = grad.to(dtype).transpose(1, 2), result.to(dtype).transpose(1, 2)
+    grad_logits = g - q.exp() * g.sum(2, keepdim=True) if logarithm else _softmax_gradient(q, g)
+    total = grad_logits
+    products = history.new_zeros(len(compats), history.shape[3])
+    swapped = {"before": "after", "after": "before"}
+    terms = _terms(lattices, norms, normalizations, compats, grid)
+    for t in reversed(range(history.shape[1])):
+        q, g = history[:, t], torch.zeros_like(total)
+        for k, (plan, norm, normalization, compat) in enumerate(terms):
+            filtered = _filtered(plan, norm.to(dtype), swapped.get(normalization, normalization), grad_logits, True)
+            if wants_products:
+                products[k] += (filtered * q).sum((0, 1))
+            g = g - _energy((compat.mT if compat.dim() == 2 else compat).to(dtype), filtered)
+        grad_logits = _softmax_gradient(q, g)
+        total = total + grad_logits
+    return -total.transpose(1, 2).to(grad.dtype).contiguous(), products
+
+
+def _softmax_gradient(q: Tensor, grad: Tensor) -> Tensor:
+    return q * (grad - (q * grad).sum(2, keepdim=True))
+
+
+def _terms(
+    lattices: Sequence[Tensor],
+    norms: Sequence[Tensor],
+    normalizations: Sequence[str],
+    compats: Sequence[Tensor],
+    grid: Sequence[int],
+) -> list[tuple[Plan, Tensor, str, Tensor]]:
+    _check_lists(lattices, norms, normalizations, compats)
+    plans = [make_plan(LatticeTensors(*lattices[i : i + TENSORS]), grid) for i in range(0, len(lattices), TENSORS)]
+    return list(zip(plans, norms, normalizations, compats, strict=True))
+
+
 def _message(plan: Plan, norm: Tensor, normalization: str, compat: Tensor, q: Tensor) -> Tensor:
     """compat(filter(Q)), an energy, [B, N, C]."""
+    return _energy(compat, _filtered(plan, norm, normalization, q, False))
+
+
+def _filtered(plan: Plan, norm: Tensor, normalization: str, q: Tensor, reverse: bool) -> Tensor:
     y = norm[..., None] * q if normalization in ("before", "symmetric") else q
-    y = apply(plan, y, False)
-    if normalization in ("after", "symmetric"):
-        y = norm[..., None] * y
+    y = apply(plan, y.to(plan.weights.dtype), reverse).to(q.dtype)
+    return norm[..., None] * y if normalization in ("after", "symmetric") else y
+
+
+def _energy(compat: Tensor, filtered: Tensor) -> Tensor:
     if compat.dim() == 0:
-        return -compat * y
-    return compat * y if compat.dim() == 1 else y @ compat.T
+        return -compat * filtered
+    return compat * filtered if compat.dim() == 1 else filtered @ compat.T
 
 
 def _empty(unary: Tensor, output: str) -> Tensor:
