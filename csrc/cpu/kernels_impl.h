@@ -264,9 +264,17 @@ void blur(int64_t begin, int64_t end, const int32_t* neighbours, int64_t first, 
 template <class F>
 void add_products(const F* a, const F* b, int points, int64_t stride, F* sums) {
   for_blocks<F>(stride, [&](auto block, int64_t at) {
+    constexpr int group = 16;  // sums of sums: one long sum of floats would round at every step
     Row<F, block> sum;
-    sum.read(sums + at);
-    for (int p = 0; p < points; ++p) sum.add_product(a + p * stride + at, b + p * stride + at);
+    sum.zero();
+    for (int first = 0; first < points; first += group) {
+      Row<F, block> part;
+      part.zero();
+      for (int p = first; p < points && p < first + group; ++p)
+        part.add_product(a + p * stride + at, b + p * stride + at);
+      sum.add(part);
+    }
+    sum.add(sums + at);
     sum.write(sums + at);
   });
 }

@@ -53,9 +53,11 @@ class Gradient {
       if (iteration > 0) VertexRows<T>::gather_and_blur(vertices_.data(), vertices_.size(), true, pool_);
     }
     for (size_t k = 0; problem_.products && k < terms_.size(); ++k)
-      for (int64_t t = 0; t < grid_.tiles(); ++t)
-        for (int64_t c = 0; c < channels_; ++c)
-          problem_.products[k * channels_ + c] += tile_products_[t * sums_ + k * stride_ + c];
+      for (int64_t c = 0; c < channels_; ++c) {
+        double sum = 0;
+        for (int64_t t = 0; t < grid_.tiles(); ++t) sum += tile_products_[t * sums_ + k * stride_ + c];
+        problem_.products[k * channels_ + c] += static_cast<T>(sum);
+      }
   }
 
  private:

@@ -59,6 +59,23 @@ def mean_field(
         >>> mean_field(unary, lattice, [norm], ["symmetric"], [torch.tensor(3.0)], (3,), 5, 0.0, -1.0, "labels")
         tensor([[0, 0, 0]])
     """
+    settings = (lattices, norms, normalizations, compats, grid)
+    return _run(unary, *settings, iterations, damping, tol, output)[0]
+
+
+def _run(
+    unary: Tensor,
+    lattices: Sequence[Tensor],
+    norms: Sequence[Tensor],
+    normalizations: Sequence[str],
+    compats: Sequence[Tensor],
+    grid: Sequence[int],
+    iterations: int,
+    damping: float,
+    tol: float,
+    output: str,
+) -> tuple[Tensor, list[Tensor]]:
+    """The result of `mean_field`, and Q before each iteration, [B, N, C]."""
     kernels = [
         LatticeTensors(*lattices[i : i + TENSORS]) for i in range(0, len(lattices) // TENSORS * TENSORS, TENSORS)
     ]
@@ -70,7 +87,7 @@ def mean_field(
     for norm, normalization, compat in zip(norms, normalizations, compats, strict=True):
         _check_kernel(unary, norm, normalization, compat)
     if unary.numel() == 0:
-        return _empty(unary, output)
+        return _empty(unary, output), []
 
     dtype = torch.promote_types(unary.dtype, torch.float32)
     plans = [make_plan(lattice, grid) for lattice in kernels]
@@ -78,7 +95,9 @@ def mean_field(
     logits = -energy
     q = logits.softmax(2)
     active = torch.ones(len(q), 1, 1, dtype=torch.bool, device=q.device)
+    history = []
     for _ in range(iterations):
+        history.append(q)
         new_logits = -energy
         for plan, norm, normalization, compat in zip(plans, norms, normalizations, compats, strict=True):
             new_logits = new_logits - _message(plan, norm.to(dtype), normalization, compat.to(dtype), q)
@@ -91,11 +110,11 @@ def mean_field(
         if not active.any():
             break
     if output == "labels":
-        return q.argmax(2)
+        return q.argmax(2), history
     if output == "log_probabilities":
         # With damping Q is no softmax of any logits at hand; a probability that underflows is then -inf.
         q = q.log() if damping and iterations else logits.log_softmax(2)
-    return q.transpose(1, 2).to(unary.dtype).contiguous()
+    return q.transpose(1, 2).to(unary.dtype).contiguous(), history
 
 
 def _mean_field_unrolled(
@@ -111,11 +130,12 @@ def _mean_field_unrolled(
     """Q or log Q after the iterations, [B, C, N], and Q before each of them, [B, iterations, N, C]."""
     output = "log_probabilities" if logarithm else "probabilities"
     settings = (lattices, norms, normalizations, compats, grid)
-    result = mean_field(unary, *settings, iterations, 0.0, -1.0, output)
-    work = unary.to(torch.promote_types(unary.dtype, torch.float32))
-    history = [mean_field(work, *settings, t, 0.0, -1.0, "probabilities").transpose(1, 2) for t in range(iterations)]
+    result, history = _run(unary, *settings, iterations, 0.0, -1.0, output)
+    if history:
+        return result, torch.stack(history, 1)
     batch, channels, points = unary.shape
-    return result, torch.stack(history, 1) if history else work.new_empty(batch, 0, points, channels)
+    dtype = torch.promote_types(unary.dtype, torch.float32)
+    return result, unary.new_empty((batch, iterations, points, channels), dtype=dtype)
 
 
 def _mean_field_unrolled_backward(
