@@ -39,7 +39,6 @@ class LatticeTerm:
     ) -> None:
         self.lattice, self.grid, self.features, self.compat = lattice, grid, features, compat
         self.norm, self.normalization = norm, normalization
-        self.trains_filter = features is not None or norm.requires_grad
         self.splat_scale = norm if normalization in ("before", "symmetric") else None
         self.slice_scale = norm if normalization in ("after", "symmetric") else None
 
@@ -90,7 +89,7 @@ def unrolled_mean_field(
         terms: the pairwise terms.
         iterations, damping, tol, output: as for `mean_field.mean_field`.
         checkpoint: recompute each iteration in the backward pass.
-        fused: use `mean_field_unrolled` for what it covers: lattices that receive no gradient, the plain update.
+        fused: use `mean_field_unrolled` for what it covers: lattices, the plain update.
 
     Returns:
         [B, C, N] in the dtype of unary, or labels [B, N] int64.
@@ -102,23 +101,27 @@ def unrolled_mean_field(
         >>> unrolled_mean_field(torch.tensor([[[0.0, 1.0], [1.0, 0.0]]]), [], 3, output="labels")
         tensor([[0, 1]])
     """
-    lattice_terms = [term for term in terms if isinstance(term, LatticeTerm) and not term.trains_filter]
+    lattice_terms = [term for term in terms if isinstance(term, LatticeTerm)]
     if fused and damping == 0 and tol < 0 and output != "labels" and len(lattice_terms) == len(terms) > 0:
 
-        def unroll(unary: Tensor, *compats: Tensor) -> Tensor:
+        def unroll(unary: Tensor, features: list[Tensor], norms: list[Tensor], compats: list[Tensor]) -> Tensor:
             return mean_field_unrolled(
                 unary,
                 [term.lattice for term in lattice_terms],
-                [term.norm for term in lattice_terms],
+                norms,
                 [term.normalization for term in lattice_terms],
                 compats,
                 lattice_terms[0].grid,
                 iterations,
+                features=features,
                 logarithm=output == "log_probabilities",
             )
 
-        inputs = (unary, *(term.compat for term in lattice_terms))
-        return recompute(unroll, *inputs, use_reentrant=False) if checkpoint else unroll(*inputs)
+        norms, compats = [term.norm for term in lattice_terms], [term.compat for term in lattice_terms]
+        features = [term.features for term in lattice_terms if term.features is not None]
+        if len(features) in (0, len(terms)):
+            inputs = (unary, features, norms, compats)
+            return recompute(unroll, *inputs, use_reentrant=False) if checkpoint else unroll(*inputs)
 
     work = unary.to(torch.promote_types(unary.dtype, torch.float32))
     start = -work.transpose(1, 2).contiguous()

@@ -77,58 +77,78 @@ def _(unary: Tensor, *settings: Any) -> Tensor:
 def _(unary: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
     batch, channels, points = unary.shape
     dtype = torch.promote_types(unary.dtype, torch.float32)
-    history = unary.new_empty((batch, settings[5], points, channels), dtype=dtype)
+    history = unary.new_empty((batch, settings[6], points, channels), dtype=dtype)
     return torch.empty_like(unary, memory_format=torch.contiguous_format), history
 
 
 @torch.library.register_fake("densecrf_cuda::_mean_field_unrolled_backward")
-def _(grad: Tensor, result: Tensor, history: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
-    products = history.new_empty(len(settings[3]), history.shape[3])
-    return torch.empty_like(grad, memory_format=torch.contiguous_format), products
+def _(
+    grad: Tensor, result: Tensor, history: Tensor, features: Sequence[Tensor], *settings: Any
+) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
+    _, norms, normalizations, compats = settings[:4]
+    products = history.new_empty(len(compats), history.shape[3])
+    norms = [norm if name != "none" else norm.new_empty(0, grad.shape[2]) for norm, name in zip(norms, normalizations)]
+    return (
+        torch.empty_like(grad, memory_format=torch.contiguous_format),
+        products,
+        [torch.empty_like(f, memory_format=torch.contiguous_format) for f in features],
+        [torch.empty_like(norm, memory_format=torch.contiguous_format) for norm in norms] if features else [],
+    )
 
 
-def _compose(
-    unary: Tensor, tensors: Sequence[Tensor], normalizations: Sequence[str], grid: Sequence[int], **settings: Any
-) -> Tensor:
-    """Mean field from `lattice_filter`, with the tensors of all lattices, all norms and all compats in a row."""
+def _composed_backward(
+    ctx: Any, grad: Tensor, unary: Tensor, parts: tuple[Sequence[Tensor], ...], **settings: Any
+) -> tuple[Tensor | None, ...]:
+    """Gradients of unary, features, norms and compats through `lattice_filter`; differentiable again where wanted."""
     from .inference import LatticeTerm, unrolled_mean_field  # which builds on the operators here
 
-    terms, fields = len(normalizations), len(LatticeTensors._fields)
-    norms, compats = tensors[fields * terms : (fields + 1) * terms], tensors[(fields + 1) * terms :]
-    composed = [
-        LatticeTerm(tensors[k * fields : (k + 1) * fields], grid, norms[k], normalizations[k], compats[k])
-        for k in range(terms)
-    ]
-    return unrolled_mean_field(unary, composed, fused=False, **settings)
-
-
-def _composed_backward(ctx: Any, grad: Tensor, saved: Sequence[Tensor], **settings: Any) -> tuple[Any, ...]:
-    """Gradients of unary, norms and compats through the composition; differentiable again where that is wanted."""
-    again, terms = torch.is_grad_enabled(), len(ctx.normalizations)
-    lattices = len(saved) - 1 - 2 * terms
+    again, terms, fields = torch.is_grad_enabled(), len(ctx.normalizations), len(LatticeTensors._fields)
+    features, lattices, norms, compats = parts
     with torch.enable_grad():
-        leaves = [saved[0], *saved[1 + lattices :]]
+        leaves = [unary, *features, *norms, *compats]
         if not again:
             leaves = [leaf.detach().requires_grad_() for leaf in leaves]
+        own = iter(leaves)
+        unary = next(own)
+        features, norms, compats = ([next(own) for _ in part] for part in (features, norms, compats))
+        composed = [
+            LatticeTerm(
+                lattices[k * fields : (k + 1) * fields],
+                ctx.grid,
+                norms[k],
+                ctx.normalizations[k],
+                compats[k],
+                features[k] if features else None,
+            )
+            for k in range(terms)
+        ]
+        result = unrolled_mean_field(unary, composed, fused=False, **settings)
         wanted = [leaf for leaf in leaves if leaf.requires_grad]
-        tensors = [*saved[1 : 1 + lattices], *leaves[1:]]
-        result = _compose(leaves[0], tensors, ctx.normalizations, ctx.grid, **settings)
         found = iter(torch.autograd.grad(result, wanted, grad, create_graph=again, allow_unused=True))
-    grads = [next(found) if leaf.requires_grad else None for leaf in leaves]
-    return grads[0], [None] * lattices, grads[1 : 1 + terms], None, grads[1 + terms :], None
+    return tuple(next(found) if leaf.requires_grad else None for leaf in leaves)
+
+
+def _split(tensors: Sequence[Any], *sizes: int) -> tuple[list[Any], ...]:
+    rest = iter(tensors)
+    return tuple([next(rest) for _ in range(size)] for size in sizes)
 
 
 def _mean_field_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     unary, lattices, norms, ctx.normalizations, compats, ctx.grid, *ctx.settings = inputs
+    ctx.sizes = (len(lattices), len(norms), len(compats))
     ctx.save_for_backward(unary, *lattices, *norms, *compats)
     if not output.is_floating_point():
         ctx.mark_non_differentiable(output)
 
 
 def _mean_field_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    unary, *saved = ctx.saved_tensors
+    lattices, norms, compats = _split(saved, *ctx.sizes)
     iterations, damping, tol, output = ctx.settings
     settings = {"iterations": iterations, "damping": damping, "tol": tol, "output": output}
-    return (*_composed_backward(ctx, grad, ctx.saved_tensors, **settings), *[None] * 4)
+    grad_unary, *grads = _composed_backward(ctx, grad, unary, ([], lattices, norms, compats), **settings)
+    terms = len(norms)
+    return grad_unary, [None] * len(lattices), grads[:terms], None, grads[terms:], *[None] * 5
 
 
 torch.library.register_autograd("densecrf_cuda::mean_field", _mean_field_backward, setup_context=_mean_field_setup)
@@ -143,17 +163,20 @@ def mean_field_unrolled(
     grid: Sequence[int],
     iterations: int,
     *,
+    features: Sequence[Tensor] = (),
     logarithm: bool = False,
 ) -> Tensor:
     """Mean field without damping or tolerance, made for training: `mean_field` that keeps Q of every iteration.
 
     Args:
         unary, lattices, norms, normalizations, compats, grid, iterations: as for `mean_field`.
+        features: one [B', d, N] per term, divided by the bandwidths, named only to receive gradients; or none at all.
         logarithm: log Q instead of Q.
 
     Returns:
-        [B, C, N] in the dtype of unary. Differentiable with respect to unary, norms and compats; those of unary, Potts
-        weights and diagonals come from one operator, the rest from the composition of `lattice_filter`.
+        [B, C, N] in the dtype of unary. Differentiable with respect to unary, features, norms and compats, in one
+        operator; a matrix that needs a gradient, or one beside features, is composed of `lattice_filter` instead, and
+        so are second derivatives.
 
     Example:
         >>> mean_field_unrolled(torch.tensor([[[0.0, 0.0], [0.0, 0.0]]]), [], [], [], [], [2], 5)[0, 0]
@@ -161,38 +184,56 @@ def mean_field_unrolled(
     """
     flat = [tensor for lattice in lattices for tensor in lattice]
     result, _ = _ops._mean_field_unrolled(
-        unary, flat, list(norms), list(normalizations), list(compats), grid, iterations, logarithm
+        unary, list(features), flat, list(norms), list(normalizations), list(compats), grid, iterations, logarithm
     )
     return result
 
 
 def _unrolled_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    unary, lattices, norms, ctx.normalizations, compats, ctx.grid, ctx.iterations, ctx.logarithm = inputs
+    unary, features, lattices, norms, ctx.normalizations, compats, ctx.grid, ctx.iterations, ctx.logarithm = inputs
     result, history = output
     ctx.mark_non_differentiable(history)
-    ctx.save_for_backward(result, history, unary, *lattices, *norms, *compats)
+    ctx.sizes = (len(features), len(lattices), len(norms), len(compats))
+    ctx.save_for_backward(result, history, unary, *features, *lattices, *norms, *compats)
 
 
 def _unrolled_backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
-    result, history, *saved = ctx.saved_tensors
-    terms = len(ctx.normalizations)
-    first_norm = len(saved) - 2 * terms
-    lattices, norms, compats = saved[1:first_norm], saved[first_norm : first_norm + terms], saved[first_norm + terms :]
-    needs_compat = ctx.needs_input_grad[4]
-    matrices = any(needs and compat.dim() == 2 for needs, compat in zip(needs_compat, compats))
-    if torch.is_grad_enabled() or matrices or any(ctx.needs_input_grad[2]):
+    result, history, unary, *saved = ctx.saved_tensors
+    features, lattices, norms, compats = parts = _split(saved, *ctx.sizes)
+    _, needs_features, _, needs_norms, _, needs_compats = ctx.needs_input_grad[:6]
+    needs_filters = any(needs_features) or any(needs_norms)
+    matrices = [compat.dim() == 2 and (needs or needs_filters) for compat, needs in zip(compats, needs_compats)]
+    terms = len(compats)
+    grad_features: Sequence[Tensor | None]
+    grad_norms: Sequence[Tensor | None]
+    grad_compats: Sequence[Tensor | None]
+    if torch.is_grad_enabled() or any(matrices) or (needs_filters and not features):
         output = "log_probabilities" if ctx.logarithm else "probabilities"
-        grads = _composed_backward(ctx, grad, saved, iterations=ctx.iterations, output=output)
-        return (*grads, None, None)
-    grad_unary, products = _ops._mean_field_unrolled_backward(
-        grad, result, history, lattices, norms, ctx.normalizations, compats, ctx.grid, ctx.logarithm, any(needs_compat)
-    )
-    # The energy of a Potts term is -w y, that of a diagonal v y.
-    grad_compats = [
-        (product.sum() if compat.dim() == 0 else -product).to(compat.dtype) if needs else None
-        for product, compat, needs in zip(products, compats, needs_compat)
-    ]
-    return grad_unary, [None] * len(lattices), [None] * terms, None, grad_compats, None, None, None
+        grad_unary, *grads = _composed_backward(ctx, grad, unary, parts, iterations=ctx.iterations, output=output)
+        grad_features, grad_norms, grad_compats = _split(grads, len(features), terms, terms)
+    else:
+        grad_unary, products, own_features, own_norms = _ops._mean_field_unrolled_backward(
+            grad,
+            result,
+            history,
+            features if needs_filters else [],
+            lattices,
+            norms,
+            ctx.normalizations,
+            compats,
+            ctx.grid,
+            ctx.logarithm,
+            any(needs_compats),
+        )
+        grad_features = [g.to(f.dtype) for g, f in zip(own_features, features)] or [None] * len(features)
+        grad_norms = [g if needs else None for g, needs in zip(own_norms, needs_norms)] or [None] * terms
+        # The energy of a Potts term is -w y, that of a diagonal v y.
+        grad_compats = [
+            (product.sum() if compat.dim() == 0 else -product).to(compat.dtype) if needs else None
+            for product, compat, needs in zip(products, compats, needs_compats)
+        ]
+    nothing = [None] * len(lattices)
+    return grad_unary, grad_features, nothing, grad_norms, None, grad_compats, None, None, None
 
 
 torch.library.register_autograd(

@@ -175,24 +175,42 @@ void softmax_gradient(const F* q, F* g, int points, int64_t stride) {
   });
 }
 
+// Sum over the channels of a row, whatever vectors it is held in.
+template <class F, int N>
+inline F sum_row(Row<F, N>& row) {
+  if constexpr (N < kUnit<F>) {
+    F channels[N], sum = F(0);
+    row.write(channels);
+    for (const F channel : channels) sum += channel;
+    return sum;
+  } else {
+    using U = Vector<F, kUnit<F>>;
+    U sum{};
+    row.each([&sum](auto& v, int) {
+      U parts[sizeof(v) / sizeof(U)];
+      __builtin_memcpy(parts, &v, sizeof(v));
+      for (const U& part : parts) sum += part;
+    });
+    return reduce_lanes<kUnit<F>>(sum, Sum{})[0];
+  }
+}
+
 template <class F>
 void pair(const TileEntries<F>& entries, const int32_t* vertices, const F* rows, int64_t stride, const F* in, F factor,
           F* out) {
-  const int64_t unit = stride < kUnit<F> ? 1 : kUnit<F>;
-  for (int e = 0; e < entries.points * entries.vertices_per_point; ++e) {
-    const F* a = in + TileEntries<F>::position(entries.order[e / entries.vertices_per_point]) * stride;
-    const F* b = rows + vertices[entries.local_ids[e]] * stride;
-    F sum = F(0);
-    if (unit == 1) {
-      for (int64_t c = 0; c < stride; ++c) sum += a[c] * b[c];
-    } else {
-      Vector<F, kUnit<F>> lanes{};
-      for (int64_t c = 0; c < stride; c += kUnit<F>)
-        lanes = multiply_add(load<Vector<F, kUnit<F>>>(a + c), load<Vector<F, kUnit<F>>>(b + c), lanes);
-      sum = reduce_lanes<kUnit<F>>(lanes, Sum{})[0];
+  for_blocks<F>(stride, [&](auto block, int64_t at) {
+    const int count = entries.vertices_per_point;
+    for (int e = 0; e < entries.points; ++e) {
+      const F* value = in + TileEntries<F>::position(entries.order[e]) * stride + at;
+      const int16_t* local_ids = entries.local_ids + e * count;
+      for (int k = 0; k < count; ++k) {
+        Row<F, block> product;
+        product.zero();
+        product.add_product(value, rows + vertices[local_ids[k]] * stride + at);
+        out[e * count + k] += factor * sum_row(product);
+      }
     }
-    out[e] += factor * sum;
-  }
+  });
 }
 
 template <class F>

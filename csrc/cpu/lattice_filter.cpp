@@ -106,6 +106,14 @@ void feature_grad_image(const LatticeView<T>& lattice, const ValuesView<T>& valu
     }
   }
 
+  weights_to_features(lattice, weight_grad.data(), features, pool, out);
+}
+
+template <class T>
+void weights_to_features(const LatticeView<T>& lattice, const T* weight_grad, const T* features, const Pool& pool,
+                         T* out) {
+  const int d = lattice.d, vertices = d + 1;
+  const int64_t points = lattice.grid.points();
   const std::vector<T> ones(d, T(1));
   const GuideView guide{sizeof(T) == 4 ? GuideType::float32 : GuideType::float64, features, d, points, 1};
   const FeatureSource<T> source{guide, ones.data(), d, {points}, false, lattice.grid};
@@ -121,8 +129,7 @@ void feature_grad_image(const LatticeView<T>& lattice, const ValuesView<T>& valu
         throw std::invalid_argument("features must be those of the lattice: finite, with keys below 2^20 in magnitude");
       const T* grad_of[kTilePoints];  // by position in the tile
       for (int e = 0; e < tile.points(); ++e)
-        grad_of[TileEntries<T>::position(lattice.order[tile.first + e])] =
-            weight_grad.data() + (tile.first + e) * vertices;
+        grad_of[TileEntries<T>::position(lattice.order[tile.first + e])] = weight_grad + (tile.first + e) * vertices;
       for_rows(lattice.grid, tile, [&](int64_t n, int p, int length) {
         for (int j = 0; j < length; ++j) {
           feature_gradient(grad_of[p + j], simplices->rank + p + j, kTilePoints, scale.data(), d, gradient.data());
@@ -137,7 +144,8 @@ void feature_grad_image(const LatticeView<T>& lattice, const ValuesView<T>& valu
   template void filter_image(const LatticeView<T>&, const ValuesView<T>&, int64_t, const T*, const T*, bool,   \
                              const Pool&, T*);                                                                 \
   template void feature_grad_image(const LatticeView<T>&, const ValuesView<T>&, const ValuesView<T>&, int64_t, \
-                                   const T*, const Pool&, T*);
+                                   const T*, const Pool&, T*);                                                 \
+  template void weights_to_features(const LatticeView<T>&, const T*, const T*, const Pool&, T*);
 DENSECRF_INSTANTIATE(float)
 DENSECRF_INSTANTIATE(double)
 

@@ -23,4 +23,10 @@ template <class T>
 void feature_grad_image(const LatticeView<T>& lattice, const ValuesView<T>& values, const ValuesView<T>& grad,
                         int64_t channels, const T* features, const Pool& pool, T* out);
 
+// out[d, N] += gradient with respect to the features [d, N], from that of the barycentric weights [N, d + 1], which
+// stand in the order of the lattice's own weights.
+template <class T>
+void weights_to_features(const LatticeView<T>& lattice, const T* weight_grad, const T* features, const Pool& pool,
+                         T* out);
+
 }  // namespace densecrf

@@ -97,18 +97,56 @@ Tensor mean_field(const Tensor& unary, at::TensorList lattices, at::TensorList n
       infer(unary, lattices, norms, normalizations, compats, shape, iterations, damping, tol, output, false));
 }
 
-std::tuple<Tensor, Tensor> mean_field_unrolled(const Tensor& unary, at::TensorList lattices, at::TensorList norms,
+std::tuple<Tensor, Tensor> mean_field_unrolled(const Tensor& unary, at::TensorList /*features*/,
+                                               at::TensorList lattices, at::TensorList norms,
                                                const std::vector<std::string>& normalizations, at::TensorList compats,
                                                at::IntArrayRef shape, int64_t iterations, bool logarithm) {
   return infer(unary, lattices, norms, normalizations, compats, shape, iterations, 0.0, -1.0,
                logarithm ? "log_probabilities" : "probabilities", true);
 }
 
-std::tuple<Tensor, Tensor> mean_field_unrolled_backward(const Tensor& grad, const Tensor& result, const Tensor& history,
-                                                        at::TensorList lattices, at::TensorList norms,
-                                                        const std::vector<std::string>& normalizations,
-                                                        at::TensorList compats, at::IntArrayRef shape, bool logarithm,
-                                                        bool wants_products) {
+// Gradients of features and norms, each in the shape of what it belongs to; empty lists where no features are given.
+struct FilterGradients {
+  FilterGradients(at::TensorList features, const std::vector<BatchTerm>& terms, const TileGrid& grid,
+                  at::ScalarType type) {
+    TORCH_CHECK_VALUE(features.empty() || features.size() == terms.size(),
+                      "features must be given for every term or for none, got ", features.size(), " for ",
+                      terms.size());
+    for (size_t k = 0; k < features.size(); ++k) {
+      const LatticeTensors& lattice = terms[k].lattice;
+      const std::vector<int64_t> expected{lattice.batch(), lattice.dimension(), grid.points()};
+      TORCH_CHECK_VALUE(features[k].sizes() == at::IntArrayRef(expected), "features must be ",
+                        at::IntArrayRef(expected), ", got ", features[k].sizes());
+      TORCH_CHECK_VALUE(terms[k].compat.dim() < 2, "gradients of features need a compat that is a number or [C], got ",
+                        terms[k].compat.sizes());
+      values.push_back(features[k].to(type).contiguous());
+      grads.push_back(at::zeros(features[k].sizes(), lattice.weights.options()));
+      norms.push_back(
+          at::zeros({terms[k].norm.defined() ? lattice.batch() : 0, grid.points()}, lattice.weights.options()));
+      shared = shared || lattice.batch() == 1;
+    }
+  }
+
+  template <class T>
+  std::vector<FilterGradient<T>> of_image(int64_t image) const {
+    std::vector<FilterGradient<T>> result;
+    for (size_t k = 0; k < values.size(); ++k) {
+      const int64_t b = values[k].size(0) == 1 ? 0 : image;
+      T* norm = norms[k].size(0) ? norms[k].mutable_data_ptr<T>() + b * norms[k].stride(0) : nullptr;
+      result.push_back({values[k].const_data_ptr<T>() + b * values[k].stride(0),
+                        grads[k].mutable_data_ptr<T>() + b * grads[k].stride(0), norm});
+    }
+    return result;
+  }
+
+  std::vector<Tensor> values, grads, norms;
+  bool shared = false;  // some images add up in the same place
+};
+
+std::tuple<Tensor, Tensor, std::vector<Tensor>, std::vector<Tensor>> mean_field_unrolled_backward(
+    const Tensor& grad, const Tensor& result, const Tensor& history, at::TensorList features, at::TensorList lattices,
+    at::TensorList norms, const std::vector<std::string>& normalizations, at::TensorList compats, at::IntArrayRef shape,
+    bool logarithm, bool wants_products) {
   const TileGrid grid = grid_of(shape);
   const auto type = history.scalar_type();
   TORCH_CHECK_TYPE(type == at::kFloat || type == at::kDouble, "history must be float or double, got ", type);
@@ -120,29 +158,33 @@ std::tuple<Tensor, Tensor> mean_field_unrolled_backward(const Tensor& grad, cons
       history.dim() == 4 && history.size(0) == batch && history.size(2) == grid.points() && history.size(3) == channels,
       "history must be [B, iterations, N, C], got ", history.sizes());
   const auto terms = parse_terms(lattices, norms, normalizations, compats, grid, batch, channels, type);
+  const FilterGradients filters(features, terms, grid, type);
   const Tensor g = grad.to(type), r = result.to(type).contiguous(), h = history.contiguous();
   const Tensor grad_unary = empty_rows(grad.sizes(), history.options());
   const Tensor products = at::zeros({batch, static_cast<int64_t>(terms.size()), channels}, history.options());
   if (grad.numel() > 0)
     dispatch(type, [&](auto zero) {
       using T = decltype(zero);
-      for_images(batch, [&](int64_t b) {
-        const MeanFieldGradient<T> problem{
-            grid,
-            channels,
-            g.const_data_ptr<T>() + b * g.stride(0),
-            g.stride(1),
-            g.stride(2),
-            r.const_data_ptr<T>() + b * r.stride(0),
-            logarithm,
-            h.const_data_ptr<T>() + b * h.stride(0),
-            static_cast<int>(h.size(1)),
-            grad_unary.mutable_data_ptr<T>() + b * grad_unary.stride(0),
-            wants_products ? products.mutable_data_ptr<T>() + b * products.stride(0) : nullptr};
+      const auto one = [&](int64_t b) {
+        MeanFieldGradient<T> problem{};
+        problem.grid = grid;
+        problem.channels = channels;
+        problem.grad = g.const_data_ptr<T>() + b * g.stride(0);
+        problem.channel_stride = g.stride(1);
+        problem.point_stride = g.stride(2);
+        problem.result = r.const_data_ptr<T>() + b * r.stride(0);
+        problem.logarithm = logarithm;
+        problem.history = h.const_data_ptr<T>() + b * h.stride(0);
+        problem.iterations = static_cast<int>(h.size(1));
+        problem.grad_unary = grad_unary.mutable_data_ptr<T>() + b * grad_unary.stride(0);
+        problem.filters = filters.of_image<T>(b);
+        if (wants_products) problem.products = products.mutable_data_ptr<T>() + b * products.stride(0);
         mean_field_gradient(problem, image_terms<T>(terms, grid, b), aten_pool());
-      });
+      };
+      if (!filters.shared) return for_images(batch, one);
+      for (int64_t b = 0; b < batch; ++b) one(b);
     });
-  return {grad_unary.to(grad.scalar_type()), products.sum(0)};
+  return {grad_unary.to(grad.scalar_type()), products.sum(0), filters.grads, filters.norms};
 }
 
 }  // namespace

@@ -44,6 +44,14 @@ struct MeanFieldError {
   int iteration = 0;
 };
 
+// Gradients of what makes the filter of one term; each adds up.
+template <class T>
+struct FilterGradient {
+  const T* features;  // [d, N]
+  T* grad_features;   // [d, N]
+  T* grad_norm;       // [N], or null
+};
+
 // The backward pass of inference without damping or tolerance. From the products follow the gradients of Potts weights
 // and diagonals: the filter is linear, so <gradient, K Q> = <K transposed · gradient, Q>.
 template <class T>
@@ -57,7 +65,9 @@ struct MeanFieldGradient {
   const T* history;  // [iterations][N, C]
   int iterations;
   T* grad_unary;  // [C, N], contiguous
-  T* products;    // [terms, C]: sums over points and iterations of (K transposed · gradient of the logits) ∘ Q; or null
+  // By term, where the gradients of features and norms are wanted, else empty; not for a matrix of compatibilities.
+  std::vector<FilterGradient<T>> filters;
+  T* products;  // [terms, C]: sums over points and iterations of (K transposed · gradient of the logits) ∘ Q; or null
 };
 
 template <class T>

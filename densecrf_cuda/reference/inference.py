@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .build import LatticeTensors
-from .filter import FLOATING, NORMALIZATIONS, Plan, apply, check_lattice, make_plan
+from .filter import FLOATING, NORMALIZATIONS, Plan, _lattice_feature_grad, apply, check_lattice, make_plan
 
 OUTPUTS = ("probabilities", "log_probabilities", "labels")
 TENSORS = len(LatticeTensors._fields)
@@ -119,6 +119,7 @@ def _run(
 
 def _mean_field_unrolled(
     unary: Tensor,
+    features: Sequence[Tensor],
     lattices: Sequence[Tensor],
     norms: Sequence[Tensor],
     normalizations: Sequence[str],
@@ -142,6 +143,7 @@ def _mean_field_unrolled_backward(
     grad: Tensor,
     result: Tensor,
     history: Tensor,
+    features: Sequence[Tensor],
     lattices: Sequence[Tensor],
     norms: Sequence[Tensor],
     normalizations: Sequence[str],
@@ -149,8 +151,12 @@ def _mean_field_unrolled_backward(
     grid: Sequence[int],
     logarithm: bool,
     wants_products: bool,
-) -> tuple[Tensor, Tensor]:
-    """The gradient of the unary and, per term where wanted, the sums over points and iterations of (K^T grad) · Q."""
+) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
+    """The adjoint of `_mean_field_unrolled`.
+
+    Gradient of the unary; per term, where wanted, the sums over points and iterations of (K^T grad_logits) · Q; and
+    where features are given, their gradients and those of the norms.
+    """
     dtype = history.dtype
     g, q = grad.to(dtype).transpose(1, 2), result.to(dtype).transpose(1, 2)
     grad_logits = g - q.exp() * g.sum(2, keepdim=True) if logarithm else _softmax_gradient(q, g)
@@ -158,16 +164,50 @@ def _mean_field_unrolled_backward(
     products = history.new_zeros(len(compats), history.shape[3])
     swapped = {"before": "after", "after": "before"}
     terms = _terms(lattices, norms, normalizations, compats, grid)
+    grad_features = [torch.zeros_like(f) for f in features]
+    grad_norms = [torch.zeros_like(norm if norm.dim() == 2 else norm.new_empty(0, grad.shape[2])) for norm in norms]
     for t in reversed(range(history.shape[1])):
         q, g = history[:, t], torch.zeros_like(total)
         for k, (plan, norm, normalization, compat) in enumerate(terms):
             filtered = _filtered(plan, norm.to(dtype), swapped.get(normalization, normalization), grad_logits, True)
             if wants_products:
                 products[k] += (filtered * q).sum((0, 1))
-            g = g - _energy((compat.mT if compat.dim() == 2 else compat).to(dtype), filtered)
+            transposed = (compat.mT if compat.dim() == 2 else compat).to(dtype)
+            g = g - _energy(transposed, filtered)
+            if features:
+                lattice = lattices[k * TENSORS : (k + 1) * TENSORS]
+                grad_y = -_energy(transposed, grad_logits)
+                into = (grad_features[k], grad_norms[k])
+                _add_filter_gradients(into, plan, norm.to(dtype), normalization, q, grad_y, features[k], lattice, grid)
         grad_logits = _softmax_gradient(q, g)
         total = total + grad_logits
-    return -total.transpose(1, 2).to(grad.dtype).contiguous(), products
+    grad_unary = -total.transpose(1, 2).to(grad.dtype).contiguous()
+    return grad_unary, products, grad_features, grad_norms if features else []
+
+
+def _add_filter_gradients(
+    into: tuple[Tensor, Tensor],
+    plan: Plan,
+    norm: Tensor,
+    normalization: str,
+    q: Tensor,
+    grad_y: Tensor,
+    features: Tensor,
+    lattice: Sequence[Tensor],
+    grid: Sequence[int],
+) -> None:
+    """Add the gradients of features and norm of y = n_out K (n_in q) to the two tensors."""
+    grad_features, grad_norm = into
+    splatted = norm[..., None] * q if normalization in ("before", "symmetric") else q
+    sliced = norm[..., None] * grad_y if normalization in ("after", "symmetric") else grad_y
+    grad_features += _lattice_feature_grad(splatted, sliced, features, lattice, grid, False)
+    parts = []
+    if normalization in ("after", "symmetric"):
+        parts.append((grad_y * apply(plan, splatted, False)).sum(2))
+    if normalization in ("before", "symmetric"):
+        parts.append((q * apply(plan, sliced, True)).sum(2))
+    for part in parts:
+        grad_norm += part.sum(0, keepdim=True) if norm.shape[0] == 1 else part
 
 
 def _softmax_gradient(q: Tensor, grad: Tensor) -> Tensor:

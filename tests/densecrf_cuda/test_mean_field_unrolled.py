@@ -47,13 +47,14 @@ def parts(
 
 
 def unroll(unary: Tensor, terms: list[Term], case: Case = CASE, iterations: int = 4, logarithm: bool = False) -> Any:
-    return ops._mean_field_unrolled(unary, *parts(terms), case.grid, iterations, logarithm)
+    return ops._mean_field_unrolled(unary, [], *parts(terms), case.grid, iterations, logarithm)
 
 
 def pull_back(
     grad: Tensor, result: Tensor, history: Tensor, terms: list[Term], logarithm: bool, case: Case = CASE
 ) -> list[Tensor]:
-    return ops._mean_field_unrolled_backward(grad, result, history, *parts(terms), case.grid, logarithm, True)
+    """Gradient of the unary, and products; test_filter_gradients.py has the rest."""
+    return ops._mean_field_unrolled_backward(grad, result, history, [], *parts(terms), case.grid, logarithm, True)[:2]
 
 
 def make_terms(form: str, normalization: str, classes: int, dtype: torch.dtype, device: torch.device) -> list[Term]:
@@ -84,9 +85,9 @@ def test_equals_the_reference(
     got = pull_back(grad, result, history, terms, logarithm)
     saved = [tensor.cpu() for tensor in (grad, result, history)]
 
-    def expected(precision: torch.dtype) -> tuple[Tensor, Tensor]:
-        inputs = [tensor.to(precision) for tensor in saved]
-        return reference._mean_field_unrolled_backward(*inputs, *parts(terms, precision), CASE.grid, logarithm, True)
+    def expected(precision: torch.dtype) -> tuple[Tensor, ...]:
+        inputs, lists = [tensor.to(precision) for tensor in saved], parts(terms, precision)
+        return reference._mean_field_unrolled_backward(*inputs, [], *lists, CASE.grid, logarithm, True)[:2]
 
     # Products are ten sums of thousands of numbers, and an error of PyTorch over ten numbers is often luck.
     for ours, torch_result, exact, units in zip(got, expected(dtype), expected(DOUBLE), (1, 3)):
@@ -104,7 +105,7 @@ def test_any_number_of_labels(classes: int, form: str, device: torch.device) -> 
     result, history = unroll(unary, terms)
     got = pull_back(grad, result, history, terms, False)
     saved = [tensor.cpu() for tensor in (grad, result, history)]
-    expected = reference._mean_field_unrolled_backward(*saved, *parts(terms, DOUBLE), CASE.grid, False, True)
+    expected = reference._mean_field_unrolled_backward(*saved, [], *parts(terms, DOUBLE), CASE.grid, False, True)
     for ours, theirs in zip(got, expected):
         # With one label every gradient is zero: then what is left of terms of magnitude 1 counts.
         torch.testing.assert_close(ours.cpu(), theirs, rtol=1e-10, atol=1e-10 * max(1.0, float(theirs.abs().max())))
@@ -232,11 +233,12 @@ def test_opcheck(dtype: torch.dtype, device: torch.device) -> None:
     term = make_term(SMALL, levels(2, 1, 20).to(device), compatibility("diagonal", 3), dtype=dtype)
     unary = noise(2, 3, 20, dtype=dtype).to(device)
     leaves = [tensor.clone().requires_grad_() for tensor in (unary, term.norm, term.compat)]
-    arguments = (list(term.lattice), [leaves[1]], ["symmetric"], [leaves[2]], SMALL.grid, 2)
+    arguments = ([], list(term.lattice), [leaves[1]], ["symmetric"], [leaves[2]], SMALL.grid, 2)
     torch.library.opcheck(ops._mean_field_unrolled, (leaves[0], *arguments, False))
     result, history = unroll(unary, [term], SMALL, 2)
     arguments = (list(term.lattice), [term.norm], ["symmetric"], [term.compat], SMALL.grid, False, True)
-    torch.library.opcheck(ops._mean_field_unrolled_backward, (unary, result, history, *arguments))
+    for features in ([], [torch.rand(2, 3, 20, dtype=dtype, device=device)]):
+        torch.library.opcheck(ops._mean_field_unrolled_backward, (unary, result, history, features, *arguments))
 
 
 @pytest.mark.parametrize(
