@@ -9,6 +9,7 @@ the dense formula in float64. Photos come with scikit-image and are averaged dow
 """
 
 import argparse
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -64,15 +65,15 @@ def features_of(photo: Tensor, bandwidth: Sequence[float]) -> tuple[Tensor, Tens
     return guide, lattice_features(guide, scales, photo.shape[1:], True)[0].T
 
 
-class Kernel:
+class Kernel(ABC):
     """K, with what is made of it: symmetric filtering n K (n v), n = 1 / sqrt(K 1), and mean field."""
 
     def __init__(self, photo: Tensor, bandwidth: Sequence[float]) -> None:
         self.points = photo[0].numel()
 
+    @abstractmethod
     def apply(self, values: Tensor) -> Tensor:
         """K values, [C, N] to [C, N]."""
-        raise NotImplementedError
 
     def row_sums(self) -> Tensor:
         return self.apply(torch.ones(1, self.points, dtype=torch.float64))[0]

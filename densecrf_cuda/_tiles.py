@@ -45,9 +45,9 @@ def tile_order(grid: Sequence[int], device: torch.device | str | None = None) ->
         raster index [N] and tile index [N], int64, both listed by internal position.
 
     Example:
-        >>> raster, tile = tile_order((2, 18))
-        >>> raster[[0, 15, 16, 32]].tolist(), tile[[0, 31, 32]].tolist()
-        ([0, 15, 18, 16], [0, 0, 1])
+        >>> raster, tile = tile_order((2, TILE_SIDE + 2))  # the second tile has two columns
+        >>> (raster[[TILE_SIDE, 2 * TILE_SIDE]] - TILE_SIDE).tolist(), tile[[0, -1]].tolist()
+        ([2, 0], [0, 1])
     """
     rows, cols = rows_and_cols(grid)
     tile_rows, tile_cols = tile_shape(grid)
