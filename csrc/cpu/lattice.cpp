@@ -55,8 +55,8 @@ LatticeTuple build(const Tensor& guide, const Tensor& bandwidth, at::IntArrayRef
 
   const auto options = bandwidth.options();
   const auto integers = options.dtype(at::kLong), ids = options.dtype(at::kInt);
-  LatticeTensors out{at::empty({batch, grid.points(), d + 1}, options),
-                     at::empty({batch, grid.points(), d + 1}, options.dtype(at::kShort)),
+  LatticeTensors out{empty_rows({batch, grid.points(), d + 1}, options),
+                     empty_rows({batch, grid.points(), d + 1}, options.dtype(at::kShort)),
                      at::empty({batch, grid.points()}, options.dtype(at::kShort)),
                      at::empty({batch * grid.tiles() + 1}, integers),
                      at::empty({batch * entries}, ids),
