@@ -17,7 +17,6 @@
 #endif
 
 #define DENSECRF_ISA avx2
-#define DENSECRF_ISA_NAME "avx2"
 #define DENSECRF_VECTOR_BYTES 32
 #define DENSECRF_HAS_FMA 1
 #include "../mean_field.h"  // inside the region: its templates are compiled for this instruction set

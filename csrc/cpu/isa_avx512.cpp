@@ -18,7 +18,6 @@
 #endif
 
 #define DENSECRF_ISA avx512
-#define DENSECRF_ISA_NAME "avx512"
 #define DENSECRF_VECTOR_BYTES 64
 #define DENSECRF_HAS_FMA 1
 #include "../mean_field.h"  // inside the region: its templates are compiled for this instruction set

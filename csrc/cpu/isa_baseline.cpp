@@ -7,7 +7,6 @@
 #include "kernels.h"
 
 #define DENSECRF_ISA baseline
-#define DENSECRF_ISA_NAME "baseline"
 #define DENSECRF_VECTOR_BYTES 32
 #define DENSECRF_HAS_FMA 0
 #include "../mean_field.h"  // inside the region: its templates are compiled for this instruction set

@@ -52,6 +52,4 @@ const Kernels<F>& kernels() {
 template const Kernels<float>& kernels<float>();
 template const Kernels<double>& kernels<double>();
 
-const char* cpu_capability() { return kernels<float>().name; }
-
 }  // namespace densecrf

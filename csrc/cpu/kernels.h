@@ -42,8 +42,6 @@ struct TileSimplices {
 
 template <class T>
 struct Kernels {
-  const char* name;
-
   // features: [d][kTilePoints]. Returns false where a key leaves its range or a feature is not finite.
   bool (*enclose)(const T* features, const T* scale, int d, int points, TileSimplices<T>* out);
 
@@ -86,7 +84,5 @@ struct Kernels {
 // The best table for this processor; DENSECRF_CPU_CAPABILITY=baseline|avx2|avx512 lowers it.
 template <class T>
 const Kernels<T>& kernels();
-
-const char* cpu_capability();
 
 }  // namespace densecrf

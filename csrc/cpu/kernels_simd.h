@@ -215,17 +215,11 @@ void pair(const TileEntries<F>& entries, const int32_t* vertices, const F* rows,
 
 template <class F>
 const Kernels<F>& table() {
-  static const Kernels<F> kernels = {DENSECRF_ISA_NAME,
-                                     enclose<F>,
-                                     slice<F>,
-                                     pair<F>,
-                                     splat<F>,
-                                     gather<F>,
-                                     blur<F>,
-                                     softmax<F>,
-                                     softmax_gradient<F>,
-                                     add_products<F>,
-                                     subtract_diagonal<F>,
+  static const Kernels<F> kernels = {enclose<F>,        slice<F>,
+                                     pair<F>,           splat<F>,
+                                     gather<F>,         blur<F>,
+                                     softmax<F>,        softmax_gradient<F>,
+                                     add_products<F>,   subtract_diagonal<F>,
                                      subtract_matrix<F>};
   return kernels;
 }
