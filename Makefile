@@ -3,14 +3,21 @@
 # make ctest   C++ tests (SANITIZE=1: with sanitizers)     make bench  benchmarks
 # make wheel   a wheel for this torch, in dist/            make sdist  a source archive, in dist/
 #
+# make gpu-test   with a GPU: the whole test suite, then compute-sanitizer
+# make gpu-bench  with a GPU: its benchmarks               make resources  registers and spills of the kernels
+#
 # Everything lives in an environment inside the checkout, made where missing: .venv, or .venv-2.13.0 for TORCH=2.13.0.
-# PYTHON= picks the interpreter of a new environment; WITH_CUDA=0|1 forces CUDA off or on; TESTS= picks tests.
+# PYTHON= picks the interpreter of a new environment; WITH_CUDA=0|1 forces CUDA off or on; TESTS= picks tests;
+# TORCH_CUDA_ARCH_LIST= picks the GPUs to compile for.
 
 DEFAULT_TORCH := 2.11.0
 TORCH ?= $(DEFAULT_TORCH)
 PYTHON ?= python3
 TESTS ?= tests
 SANITIZE ?= 0
+# For development the oldest, whose PTX runs on every other, and a large one: a third of the time; a wheel has all.
+DEV_ARCHS := $(or $(TORCH_CUDA_ARCH_LIST),7.5+PTX;9.0)
+MAX_WHEEL_MB := 20
 
 VENV := $(if $(filter $(DEFAULT_TORCH),$(TORCH)),.venv,.venv-$(TORCH))
 BIN := $(VENV)/bin
@@ -28,11 +35,11 @@ export PYTHONSAFEPATH := 1
 # The package is installed anew when the content of its sources, or a choice of how to build it, has changed.
 SOURCES := setup.py pyproject.toml MANIFEST.in README.md $(sort $(shell \
     find csrc densecrf_cuda deeplab -type f ! -name '*.py[co]' ! -name '*.so' ! -name '.*' 2>/dev/null))
-BUILD := $(shell { cksum $(SOURCES); echo '$(WITH_CUDA) $(TORCH_CUDA_ARCH_LIST)'; } 2>/dev/null | cksum | tr ' ' '-')
+BUILD := $(shell { cksum $(SOURCES); echo '$(WITH_CUDA) $(DEV_ARCHS)'; } 2>/dev/null | cksum | tr ' ' '-')
 DEV := $(shell cksum < pyproject.toml | tr ' ' '-')
 CXX_FILES := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo test doctest lint format types ctest bench wheel sdist install dev clean
+.PHONY: demo test doctest lint format types ctest bench wheel sdist gpu-test gpu-bench resources install dev clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.stamp-demo $(VENV)/.stamp-package-$(BUILD)
@@ -67,11 +74,24 @@ bench: dev $(VENV)/.stamp-bench-$(DEV)
 	set -e; for script in benchmarks/bench_*.py; do $(BIN)/python $$script; done
 
 wheel: $(VENV)/.stamp-torch
-	@rm -rf $(BUILD_FOLDER)/lib.*
-	$(BUILD_ENV) $(BIN)/pip wheel --no-build-isolation --no-deps --wheel-dir dist .
+	@rm -rf $(BUILD_FOLDER)/lib.* $(BUILD_FOLDER)/wheel
+	$(BUILD_ENV) $(BIN)/pip wheel --no-build-isolation --no-deps --wheel-dir $(BUILD_FOLDER)/wheel .
+	@du -h $(BUILD_FOLDER)/wheel/*.whl
+	@test -z "$$(find $(BUILD_FOLDER)/wheel -size +$(MAX_WHEEL_MB)000000c)" || { echo "over $(MAX_WHEEL_MB) MB"; exit 1; }
+	@mkdir -p dist && mv $(BUILD_FOLDER)/wheel/*.whl dist
 
 sdist: dev
 	$(BIN)/python -I -m build --sdist --no-isolation --outdir dist .
+
+gpu-test: dev
+	$(BIN)/pytest $(TESTS)
+	$(BIN)/python tests/gpu/sanitize_suite.py --sanitizers
+
+gpu-bench: dev $(VENV)/.stamp-bench-$(DEV)
+	$(BIN)/python benchmarks/gpu/bench_mean_field_gpu.py
+
+resources: $(VENV)/.stamp-torch
+	$(BIN)/python benchmarks/gpu/resources.py --archs "$(DEV_ARCHS)"
 
 install: $(VENV)/.stamp-package-$(BUILD)
 dev: $(VENV)/.stamp-package-$(BUILD) $(VENV)/.stamp-dev-$(DEV)
@@ -93,7 +113,7 @@ $(VENV)/.stamp-torch:
 $(VENV)/.stamp-package-$(BUILD): $(VENV)/.stamp-torch
 	@echo "building densecrf_cuda for torch $(TORCH)"
 	@rm -rf $(BUILD_FOLDER)/lib.* $(VENV)/.stamp-package-*
-	$(BUILD_ENV) $(PIP) install --no-build-isolation --no-deps --force-reinstall .
+	TORCH_CUDA_ARCH_LIST="$(DEV_ARCHS)" $(BUILD_ENV) $(PIP) install --no-build-isolation --no-deps --force-reinstall .
 	@$(BIN)/python -I -c 'import densecrf_cuda._C as c; print("CUDA" if c.cuda_version else "CPU only", c.cuda_decision, sep=": ")'
 	@touch $@
 

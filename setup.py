@@ -26,6 +26,9 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
+# The GPUs that torch's builds for CUDA 13 run on, so that a library runs wherever its torch does; 8.9, for which torch
+# has nothing but its code for 8.6, gets code of its own.
+ARCHITECTURES = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
 TORCH_IS_MISSING = (
     "densecrf_cuda is compiled against the torch it will run with, and there is none here: "
     "pip install torch, then: pip install --no-build-isolation ."
@@ -130,10 +133,21 @@ def decide(torch_cuda: str | None, env: Mapping[str, str], system: Path = Path("
     return Decision(None, reason)
 
 
-def cuda_archs(flags: str | None) -> str:
-    """The architectures of torch itself ("sm_80 sm_90" as "8.0;9.0+PTX"): where torch runs, this library runs."""
-    numbers = re.findall(r"sm_(\d+)", flags or "")
-    return ";".join(f"{n[:-1]}.{n[-1]}" for n in numbers) + "+PTX" if numbers else "8.0;9.0+PTX"
+def cuda_archs(known: str) -> str:
+    """What to compile for unless told: whatever the compiler knows of the list, the last also as PTX for later GPUs."""
+    numbers = set(re.findall(r"compute_(\d+)", known))
+    return ";".join(arch for arch in ARCHITECTURES if arch.replace(".", "") in numbers) + "+PTX"
+
+
+def nvcc_flags(version: str) -> list[str]:
+    """How every .cu is compiled, apart from the architectures."""
+    # As on the CPU: no contraction to FMA, so that the geometry is the same everywhere; kernels write fma() where they
+    # want one. All architectures of a file at once, unless MAX_JOBS holds back: ninja counts a file as one job. Line
+    # numbers for profilers would double the library; NVCC_APPEND_FLAGS=-lineinfo adds them.
+    flags = ["-O3", "--fmad=false", f"--threads={os.environ.get('MAX_JOBS') or 0}"]
+    flags += ["-Xcompiler=-Wall,-ffp-contract=off,-fvisibility=hidden"]
+    # The smallest form that every driver of this CUDA can unpack.
+    return [*flags, "--compress-mode=size" if int(version.split(".")[0]) >= 13 else "-Xfatbin=-compress-all"]
 
 
 def sources(cuda: bool) -> list[str]:
@@ -190,7 +204,7 @@ def fill_ops(extension: Extension, torch: Any, decision: Decision) -> None:
         define_macros=[("WITH_CUDA", None)] if decision.toolkit else [],
         extra_compile_args={
             "cxx": [*common, *openmp],
-            "nvcc": ["-O3", "-lineinfo", "-Xcompiler", "-ffp-contract=off,-fvisibility=hidden"],
+            "nvcc": nvcc_flags(decision.toolkit.version) if decision.toolkit else [],
         },
         # ATen's threads are those of OpenMP; the flag links the libgomp that torch has already loaded
         extra_link_args=openmp,
@@ -212,7 +226,8 @@ class BuildExt(build_ext):
             # cpp_extension reads both, the first when it is imported; unset, it would guess and ask the GPUs
             os.environ["CUDA_HOME"] = str(decision.toolkit.home)
             if os.environ.get("TORCH_CUDA_ARCH_LIST") in (None, ""):
-                os.environ["TORCH_CUDA_ARCH_LIST"] = cuda_archs(torch._C._cuda_getArchFlags())
+                listed = _output(str(decision.toolkit.home / "bin/nvcc"), "--list-gpu-arch")
+                os.environ["TORCH_CUDA_ARCH_LIST"] = cuda_archs(listed)
         from torch.utils.cpp_extension import BuildExtension
 
         for extension in self.extensions:

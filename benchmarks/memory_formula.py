@@ -1,17 +1,20 @@
-"""The memory of an inference by the formula of docs/memory.md, beside what is measured.
+"""The memory of an inference by the formulas of docs/memory.md and docs/cuda.md, beside what is measured.
 
     python benchmarks/memory_formula.py
+    python benchmarks/memory_formula.py --cuda
 
 Prints a table in Markdown. Measured is the rise of the peak of resident memory in a fresh process: for inference
 without gradients; for forward and backward of a CRF with trainable weights, of one with everything trainable, and of
-the latter with `checkpoint=True`.
+the latter with `checkpoint=True`. With `--cuda` it is the peak of what an inference has allocated: on a GPU, or where
+there is none by the same code on the CPU, in the emulator of the tests.
 """
 
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -20,7 +23,9 @@ import common
 from bench_mean_field import Case, build_lattices
 from common import ITERATIONS, SRGB, SXY, SXY_GAUSSIAN, WEIGHT, WEIGHT_GAUSSIAN
 
-from densecrf_cuda import Bilateral, DenseCRF, Gaussian
+from densecrf_cuda import _C, Bilateral, DenseCRF, Gaussian
+from densecrf_cuda._tiles import num_tiles
+from densecrf_cuda.ops import LatticeTensors
 
 CASES = [
     Case(500, 375, 2, "astronaut"),
@@ -66,13 +71,141 @@ def measure(case: Case, mode: str) -> int:
     return common.peak_rise(lambda: run(unary, image))
 
 
+# --- the CUDA side, in float32 ----------------------------------------------------------------------------------------
+
+CUDA_CASES = [Case(500, 375, 21, "astronaut"), Case(2048, 1024, 19, "mosaic")]
+MOST_EMULATED = 500_000  # points: larger pictures take minutes
+
+
+class CudaLattice(NamedTuple):
+    """A lattice whose batch is that of the values."""
+
+    batch: int
+    grid: tuple[int, int]
+    d: int
+    capacity: int  # vertices of all images together that there is room for
+
+    @property
+    def points(self) -> int:
+        return self.batch * self.grid[0] * self.grid[1]
+
+    @property
+    def entries(self) -> int:
+        return self.points * (self.d + 1)
+
+    @property
+    def tiles(self) -> int:
+        return self.batch * num_tiles(self.grid)
+
+    def tensor_bytes(self) -> int:
+        """LatticeTensors::empty of csrc/lattice_tensors.h."""
+        return (
+            22 * self.entries + 2 * self.points + 8 * self.capacity * (self.d + 2) + 8 * (self.tiles + self.batch + 4)
+        )
+
+    def workspace_bytes(self) -> int:
+        """build_workspace of csrc/cuda/lattice_build.cu; for d > 9 blocks have work in it, too."""
+        slots = 64
+        while slots < self.entries + self.entries // 4:
+            slots *= 2
+        keys = -(-self.d // 3) * self.entries
+        arrays = [8 * slots, 8 * keys, *[4 * self.entries] * 2, *[4 * self.tiles] * 2, *[8 * (self.tiles + 1)] * 2]
+        return sum(-(-size // 256) * 256 for size in [*arrays, *[4 * self.capacity] * 2, 8])
+
+    def row_bytes(self, channels: int, precision: str) -> int:
+        """RowBuffers::front_size and back_size of csrc/cuda/lattice_rows.h, for the fused way."""
+        row = -(-channels // 4) * 4 * (2 if precision == "fp16" else 4)
+        back = max(self.capacity, self.entries)
+        front = back if (self.d + 2) // 2 % 2 else self.capacity  # an odd number of passes exchanges them
+        return row * (front + back)
+
+
+def cuda_lattices(case: Case, built: list[LatticeTensors]) -> list[CudaLattice]:
+    """The Gaussian kernel's, which the cache has trimmed, and the bilateral one's, with room for all there can be."""
+    grid = case.height, case.width
+    trimmed = CudaLattice(1, grid, 2, int(built[0].num_vertices))
+    return [trimmed, CudaLattice(1, grid, 5, case.width * case.height * 6)]
+
+
+def cuda_peak(lattices: list[CudaLattice], channels: int, precision: str) -> int:
+    """Peak of an inference: bilateral tensors and norm; the workspace of their build, later rows and the result."""
+    bilateral = lattices[1]
+    rows = sum(lattice.row_bytes(channels, precision) for lattice in lattices)
+    inference = 4 * bilateral.points * (channels + 1) + rows
+    return bilateral.tensor_bytes() + max(bilateral.workspace_bytes(), inference)
+
+
+def cuda_measure(case: Case, precision: str) -> int | None:
+    """What an inference allocates at its peak, the Gaussian kernel's lattice being cached."""
+    kernels = [Gaussian(SXY_GAUSSIAN, WEIGHT_GAUSSIAN), Bilateral(SXY, SRGB, WEIGHT)]
+    crf = DenseCRF(case.classes, kernels, iterations=1, precision=precision)
+    unary, image = torch.from_numpy(case.unary()), common.to_tensor(case.image()).contiguous()
+    if _C.cuda_kernels and torch.cuda.is_available():
+        crf, unary, image = crf.cuda(), unary.cuda(), image.cuda()
+        with torch.inference_mode():
+            crf(unary, image)
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            crf(unary, image)
+        return torch.cuda.max_memory_allocated() - before
+    if unary[0].numel() > MOST_EMULATED:
+        return None
+    sys.path.insert(0, str(common.FOLDER.parent / "tests" / "emulator"))
+    import emulated
+
+    with emulated.enabled(), torch.inference_mode():
+        crf(torch.rand(case.classes, case.height, case.width), image)
+        return allocated_peak(lambda: crf(unary, image))
+
+
+def allocated_peak(work: Callable[[], object]) -> int:
+    """The most that a call has allocated on the CPU at a time, by the profiler."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+        work()
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    live = peak = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        live += event.nbytes()
+        peak = max(peak, live)
+    return peak
+
+
+def print_cuda_table() -> None:
+    print("| | lattice | workspace | rows, fp32 / fp16 | of them used | history, each iteration |\n|---|" + 5 * "---:|")
+    totals = []
+    for case in CUDA_CASES:
+        built = build_lattices(case.image())
+        lattices = cuda_lattices(case, built)
+        title = f"{case.width} × {case.height}, C = {case.classes}"
+        for lattice, tensors in zip(lattices, built):
+            vertices, partials = int(tensors.num_vertices), int(tensors.tile_offsets[-1])
+            rows = [lattice.row_bytes(case.classes, precision) for precision in ("fp32", "fp16")]
+            used = -(-case.classes // 4) * 16 * (vertices + max(vertices, partials))
+            history = 4 * case.classes * lattice.points if lattice.d == 5 else 0
+            columns = [lattice.tensor_bytes(), lattice.workspace_bytes() if lattice.d == 5 else 0, *rows, used, history]
+            sizes = [f"{size / 2**20:.1f}" if size else "–" for size in columns]
+            sizes[2:4] = [" / ".join(sizes[2:4])]
+            print(f"| {title}, d = {lattice.d} | {' | '.join(sizes)} |", flush=True)
+        for precision in ("fp32", "fp16"):
+            measured = cuda_measure(case, precision)
+            totals.append((title, precision, cuda_peak(lattices, case.classes, precision), measured))
+    print(f"\nMiB. Peak of an inference:\n\n| | precision | formula | measured |\n|---|---|{2 * '---:|'}")
+    for title, precision, total, measured in totals:
+        size = "–" if measured is None else f"{measured / 2**20:.1f} MiB"
+        print(f"| {title} | {precision} | {total / 2**20:.1f} MiB | {size} |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cuda", action="store_true", help="the formula of docs/cuda.md")
     parser.add_argument("--mode", choices=MODES, help=argparse.SUPPRESS)
     parser.add_argument("--case", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.mode:
         print(measure(Case(*json.loads(options.case)), options.mode))
+        return
+    if options.cuda:
+        print_cuda_table()
         return
     print(f"| | M/N, P/N: Gaussian / bilateral | formula | {' | '.join(MODES)} |\n|---|---|---:|{'---:|' * len(MODES)}")
     for case in CASES:

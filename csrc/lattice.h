@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cmath>
+#include <cstring>
 
 #include "common.h"
 
@@ -28,8 +29,20 @@ struct ScalarLanes {
   HOST_DEVICE static F select(I mask, F a, F b) { return mask ? a : b; }
   HOST_DEVICE static I to_integer(F x) { return static_cast<I>(x); }
   HOST_DEVICE static F to_float(I x) { return static_cast<F>(x); }
+#if defined(__CUDA_ARCH__)
+  // Contraction is off for all CUDA code, so the fused form has to be asked for; never used for geometry.
+  HOST_DEVICE static F multiply_add(F a, F b, F c) { return fma(a, b, c); }
+#else
   HOST_DEVICE static F multiply_add(F a, F b, F c) { return a * b + c; }
-  HOST_DEVICE static F scale_by_power(F x, I n) { return ldexp(x, static_cast<int>(n)); }
+#endif
+  // For powers of two that are normal numbers: their exponent is put together from its bits.
+  HOST_DEVICE static F scale_by_power(F x, I n) {
+    constexpr int fraction = sizeof(F) == 4 ? 23 : 52, bias = sizeof(F) == 4 ? 127 : 1023;
+    const I bits = (n + bias) << fraction;
+    F power;
+    memcpy(&power, &bits, sizeof(F));
+    return x * power;
+  }
 };
 template <>
 struct Lanes<float> : ScalarLanes<float, int32_t> {};

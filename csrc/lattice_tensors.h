@@ -1,15 +1,20 @@
-// The ten tensors of a lattice, checked: what the glue of every device starts from.
+// The eleven tensors of a lattice, allocated and checked: what the glue of every device starts from.
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
 
+#include <tuple>
 #include <vector>
 
 #include "tiles.h"
 
 namespace densecrf {
 
-constexpr int64_t kLatticeTensors = 10;
+constexpr int64_t kLatticeTensors = 11;
+
+using LatticeTuple = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor,
+                                at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 
 inline TileGrid grid_of(at::IntArrayRef shape) {
   TORCH_CHECK_VALUE(!shape.empty(), "grid must name at least one axis, got none");
@@ -21,27 +26,63 @@ inline TileGrid grid_of(at::IntArrayRef shape) {
   return {rows, shape.back()};
 }
 
+// An operator runs on one device; the dispatcher chooses it by some of the inputs and lets the others pass.
+inline void check_device(const at::Tensor& tensor, const char* name, const at::Tensor& owner, const char* owner_name) {
+  TORCH_CHECK_VALUE(tensor.device() == owner.device(), name, " must be on the device of ", owner_name, ", ",
+                    owner.device(), ", got ", tensor.device());
+}
+
+inline void check_devices(at::TensorList tensors, const char* name, const at::Tensor& owner, const char* owner_name) {
+  for (const at::Tensor& tensor : tensors) check_device(tensor, name, owner, owner_name);
+}
+
 struct LatticeTensors {
   at::Tensor weights, local_ids, point_order, tile_offsets, tile_vertices, vertex_offsets, vertex_partials, neighbours,
-      image_offsets, num_vertices;
+      image_offsets, num_vertices, splat_plan;
 
   int64_t batch() const { return weights.size(0); }
   int64_t dimension() const { return weights.size(2) - 1; }
   int64_t capacity() const { return neighbours.size(1); }
+  bool has_splat_plan() const { return splat_plan.size(1) == local_ids.numel(); }
+
+  // Uninitialised. `options` are those of the weights.
+  static LatticeTensors empty(int64_t batch, const TileGrid& grid, int64_t dimension, int64_t capacity,
+                              const at::TensorOptions& options, bool plans_splat) {
+    const auto longs = options.dtype(at::kLong), ints = options.dtype(at::kInt), shorts = options.dtype(at::kShort);
+    const int64_t entries = batch * grid.points() * (dimension + 1);
+    return {at::empty({batch, grid.points(), dimension + 1}, options),
+            at::empty({batch, grid.points(), dimension + 1}, shorts),
+            at::empty({batch, grid.points()}, shorts),
+            at::empty({batch * grid.tiles() + 1}, longs),
+            at::empty({entries}, ints),
+            at::empty({capacity + 1}, longs),
+            at::empty({entries}, longs),
+            at::empty({dimension + 1, capacity, 2}, ints),
+            at::empty({batch + 1}, longs),
+            at::empty({}, longs),
+            at::empty({2, plans_splat ? entries : 0}, shorts)};
+  }
+
+  LatticeTuple tuple() const {
+    return {weights,         local_ids,  point_order,   tile_offsets, tile_vertices, vertex_offsets,
+            vertex_partials, neighbours, image_offsets, num_vertices, splat_plan};
+  }
 
   static LatticeTensors unpack(at::TensorList tensors, const TileGrid& grid) {
     TORCH_CHECK_VALUE(static_cast<int64_t>(tensors.size()) == kLatticeTensors, "a lattice is ", kLatticeTensors,
                       " tensors, as lattice_build returns them, got ", tensors.size());
-    const LatticeTensors lattice{tensors[0], tensors[1], tensors[2], tensors[3], tensors[4],
-                                 tensors[5], tensors[6], tensors[7], tensors[8], tensors[9]};
+    const LatticeTensors lattice{tensors[0], tensors[1], tensors[2], tensors[3], tensors[4], tensors[5],
+                                 tensors[6], tensors[7], tensors[8], tensors[9], tensors[10]};
     lattice.check(grid);
     return lattice;
   }
 
  private:
   void check(const TileGrid& grid) const {
-    const auto expect = [](const at::Tensor& tensor, const char* name, std::vector<int64_t> shape,
-                           at::ScalarType type) {
+    const auto expect = [this](const at::Tensor& tensor, const char* name, std::vector<int64_t> shape,
+                               at::ScalarType type) {
+      TORCH_CHECK_VALUE(tensor.device() == weights.device(), "lattice tensor ", name,
+                        " must be on the device of lattice weights, ", weights.device(), ", got ", tensor.device());
       TORCH_CHECK_TYPE(tensor.scalar_type() == type, "lattice tensor ", name, " must be ", type, ", got ",
                        tensor.scalar_type());
       TORCH_CHECK_VALUE(tensor.sizes() == at::IntArrayRef(shape) && tensor.is_contiguous(), "lattice tensor ", name,
@@ -64,6 +105,9 @@ struct LatticeTensors {
     expect(neighbours, "neighbours", {weights.size(2), capacity(), 2}, at::kInt);
     expect(image_offsets, "image_offsets", {b + 1}, at::kLong);
     expect(num_vertices, "num_vertices", {}, at::kLong);
+    // Only some devices plan the splat; a lattice that comes from another one lacks the plan.
+    const bool planned = splat_plan.dim() == 2 && splat_plan.size(1) > 0;
+    expect(splat_plan, "splat_plan", {2, planned ? b * entries : 0}, at::kShort);
   }
 };
 

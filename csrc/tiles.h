@@ -7,7 +7,7 @@
 
 namespace densecrf {
 
-constexpr int kTileSide = 24;
+constexpr int kTileSide = 16;
 constexpr int kTilePoints = kTileSide * kTileSide;
 static_assert(kTilePoints * (kMaxDimension + 1) <= INT16_MAX, "places in a tile's list of vertices are int16");
 

@@ -2,9 +2,12 @@
 
 from ._library import HAS_EXTENSION
 from ._version import __version__
+from ._waiting import no_sync
 from .crf import DenseCRF
 from .dense import dense_attention_filter, dense_filter
+from .graph import GraphedCRF
 from .lattice import Lattice, permutohedral_filter
+from .lattice_cache import clear_lattice_cache
 from .potentials import Bilateral, Features, Gaussian
 from .unary import unary_from_labels, unary_from_logits, unary_from_probabilities, unary_from_scribbles
 
@@ -14,10 +17,13 @@ __all__ = [
     "DenseCRF",
     "Features",
     "Gaussian",
+    "GraphedCRF",
     "Lattice",
     "__version__",
+    "clear_lattice_cache",
     "dense_attention_filter",
     "dense_filter",
+    "no_sync",
     "permutohedral_filter",
     "unary_from_labels",
     "unary_from_logits",

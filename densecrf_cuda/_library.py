@@ -13,10 +13,13 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["HAS_EXTENSION", "operator_schemas"]
+__all__ = ["HAS_EXTENSION", "SPLAT_PLAN_DEVICES", "has_splat_plan", "operator_schemas"]
 
 _FOLDER = Path(__file__).parent
 _REBUILD = "pip install --no-build-isolation --force-reinstall --no-deps ."
+
+SPLAT_PLAN_DEVICES = {"cuda"}
+"""Types of devices whose compiled `lattice_build` fills `splat_plan`, which elsewhere is empty."""
 
 # A library of torch lives as long as the object that defined it.
 _reference_library: torch.library.Library | None = None
@@ -30,6 +33,15 @@ def operator_schemas() -> list[str]:
     """
     text = (_FOLDER / "schemas.def").read_text(encoding="utf-8")
     return re.findall(r'^DENSECRF_SCHEMA\("(.+)"\)', text, re.MULTILINE)
+
+
+def has_splat_plan(device: torch.device) -> bool:
+    """Whether lattices built on the device carry a plan of the splat; the reference plans nothing.
+
+    >>> has_splat_plan(torch.device("meta"))
+    False
+    """
+    return HAS_EXTENSION and device.type in SPLAT_PLAN_DEVICES
 
 
 def _load_compiled() -> bool:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-TILE_SIDE = 24
+TILE_SIDE = 16
 TILE_POINTS = TILE_SIDE * TILE_SIDE
 
 

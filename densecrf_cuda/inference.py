@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint as recompute
 
+from ._faults import Report, unary_fault
 from .compatibility import subtract_energy
 from .dense import dense_product
-from .mean_field import mean_field_unrolled
+from .mean_field import mean_field_unrolled_with_status
 from .ops import lattice_filter
 
 __all__ = ["DenseTerm", "LatticeTerm", "Term", "unrolled_mean_field"]
 
 
 class Term(Protocol):
-    """A pairwise term of the energy."""
+    """A pairwise term of the energy, and what a GPU reports about it."""
+
+    reports: Sequence[Report]
 
     def subtract(self, logits: Tensor, q: Tensor) -> Tensor:
         """Logits less the energy compat(filter(Q)) of the term, all [B, N, C]."""
@@ -36,7 +39,9 @@ class LatticeTerm:
         normalization: str,
         compat: Tensor,
         features: Tensor | None = None,
+        reports: Sequence[Report] = (),
     ) -> None:
+        self.reports = reports
         self.lattice, self.grid, self.features, self.compat = lattice, grid, features, compat
         self.norm, self.normalization = norm, normalization
         self.splat_scale = norm if normalization in ("before", "symmetric") else None
@@ -57,7 +62,10 @@ class LatticeTerm:
 class DenseTerm:
     """A term whose filter is the exact Gaussian of features [B', d, N]."""
 
-    def __init__(self, features: Tensor, norm: Tensor, normalization: str, compat: Tensor) -> None:
+    def __init__(
+        self, features: Tensor, norm: Tensor, normalization: str, compat: Tensor, reports: Sequence[Report] = ()
+    ) -> None:
+        self.reports = reports
         self.features, self.norm, self.normalization, self.compat = features, norm, normalization, compat
 
     def subtract(self, logits: Tensor, q: Tensor) -> Tensor:
@@ -78,6 +86,7 @@ def unrolled_mean_field(
     output: str = "probabilities",
     checkpoint: bool = False,
     fused: bool = True,
+    report: Callable[[Report], None] | None = None,
 ) -> Tensor:
     """Mean field as `mean_field.mean_field` computes it, step by step and differentiable.
 
@@ -90,6 +99,7 @@ def unrolled_mean_field(
         iterations, damping, tol, output: as for `mean_field.mean_field`.
         checkpoint: recompute each iteration in the backward pass.
         fused: use `mean_field_unrolled` for what it covers: lattices, the plain update.
+        report: called with what a GPU reports about the unary.
 
     Returns:
         [B, C, N] in the dtype of unary, or labels [B, N] int64.
@@ -104,8 +114,10 @@ def unrolled_mean_field(
     lattice_terms = [term for term in terms if isinstance(term, LatticeTerm)]
     if fused and damping == 0 and tol < 0 and output != "labels" and len(lattice_terms) == len(terms) > 0:
 
-        def unroll(unary: Tensor, features: list[Tensor], norms: list[Tensor], compats: list[Tensor]) -> Tensor:
-            return mean_field_unrolled(
+        def unroll(
+            unary: Tensor, features: list[Tensor], norms: list[Tensor], compats: list[Tensor]
+        ) -> tuple[Tensor, Tensor]:
+            return mean_field_unrolled_with_status(
                 unary,
                 [term.lattice for term in lattice_terms],
                 norms,
@@ -121,8 +133,13 @@ def unrolled_mean_field(
         features = [term.features for term in lattice_terms if term.features is not None]
         if len(features) in (0, len(terms)):
             inputs = (unary, features, norms, compats)
-            return recompute(unroll, *inputs, use_reentrant=False) if checkpoint else unroll(*inputs)
+            result, status = _recomputed(unroll, *inputs) if checkpoint else unroll(*inputs)
+            if report is not None:
+                report(Report(status, unary.shape[2]))
+            return result
 
+    if report is not None and unary.device.type == "cuda":
+        report(Report(unary_fault(unary), unary.shape[2]))
     work = unary.to(torch.promote_types(unary.dtype, torch.float32))
     start = -work.transpose(1, 2).contiguous()
 
@@ -139,7 +156,7 @@ def unrolled_mean_field(
     q = logits.softmax(2)
     active: Tensor | None = None
     for _ in range(iterations):
-        updated, new_logits = recompute(step, q, use_reentrant=False) if checkpoint else step(q)
+        updated, new_logits = _recomputed(step, q) if checkpoint else step(q)
         if active is not None:  # images that have converged stay as they are
             updated, new_logits = torch.where(active, updated, q), torch.where(active, new_logits, logits)
         if tol >= 0:
@@ -151,3 +168,9 @@ def unrolled_mean_field(
     if output == "log_probabilities":
         q = q.log() if damping > 0 and iterations > 0 else logits.log_softmax(2)
     return q.transpose(1, 2).contiguous().to(unary.dtype)
+
+
+def _recomputed(function: Callable[..., tuple[Tensor, Tensor]], *inputs: object) -> tuple[Tensor, Tensor]:
+    # Nothing in it is random, and the state of a GPU's generator is not to be asked for while a graph is captured.
+    result: tuple[Tensor, Tensor] = recompute(function, *inputs, use_reentrant=False, preserve_rng_state=False)
+    return result

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._faults import Report, feature_fault
+
 __all__ = ["Problem", "read_problem"]
 
 
@@ -35,6 +37,11 @@ class Problem:
     def dtype(self) -> torch.dtype:
         """The dtype of the computation."""
         return torch.float64 if self.unary.dtype == torch.float64 else torch.float32
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is computed."""
+        return self.unary.device
 
     def require_image(self, kernel: str) -> Tensor:
         """The image [B, G, N], for a kernel that filters over it."""
@@ -64,8 +71,8 @@ class Problem:
         return batched.flatten(2)
 
     def check_unary(self) -> None:
-        """Refuse a unary that no distribution follows from; a GPU is not asked: there NaN shows in the result."""
-        if torch.compiler.is_compiling() or self.unary.device.type != "cpu":
+        """Refuse a unary that no distribution follows from; a GPU is not asked, it reports."""
+        if torch.compiler.is_compiling() or self.device.type != "cpu":
             return
         for name, bad in (("NaN", self.unary.isnan()), ("-infinity", self.unary.isneginf())):
             if bad.any():
@@ -77,6 +84,14 @@ class Problem:
             raise ValueError(
                 f"unary must allow at least one label, got +infinity for all of them at point {n} of image {b}"
             )
+
+    def check_features(self, features: Tensor) -> list[Report]:
+        """Refuse features [B', d, N] that are NaN or infinite, at once on the CPU; a GPU reports it."""
+        if self.device.type == "cuda":
+            return [Report(feature_fault(features), features.shape[2])]
+        if not torch.compiler.is_compiling() and self.device.type == "cpu" and not features.isfinite().all():
+            raise ValueError(f"features must be finite, got {features[~features.isfinite()][0].item()}")
+        return []
 
 
 def read_problem(unary: Any, image: Any, num_classes: int, kernels: Iterable[Any], spatial_dims: int | None) -> Problem:

@@ -5,15 +5,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .ops import lattice_build, lattice_filter
-from .potentials import Bandwidth, parse_bandwidth, parse_normalization
+from ._faults import Report, capacity_needed, watch
+from ._status import DeviceStatus, describe
+from ._waiting import may_wait
+from .bandwidths import Bandwidth, bandwidth_tensor
+from .ops import LatticeTensors, lattice_build, lattice_filter
+from .potentials import parse_normalization
 from .reference import lattice_features
 from .reference.filter import norm_of_row_sums
 
 __all__ = ["Lattice", "permutohedral_filter"]
 
 # Above this many bytes the table of neighbours is not made for the most vertices there can be but for four a point,
-# twice what photos have been seen to need; a lattice that needs more is built a second time.
+# twice what photos have been seen to need; a lattice that needs more is built a second time. (On a GPU to know that is
+# to wait for it; where that must not be, the overflow is a fault.)
 _GENEROUS_BYTES = 1 << 30
 
 
@@ -34,6 +39,8 @@ class Lattice:
 
     Raises:
         ValueError: shapes or bandwidths out of range, features that are NaN, infinite, or too large for the bandwidth.
+            What only the data shows a GPU finds out later: results are NaN, and the error is raised by `check`, by
+            `num_vertices`, or by `filter` once it is known.
         TypeError: features of another dtype.
 
     Adams, Baek & Davis, "Fast high-dimensional filtering using the permutohedral lattice", 2010.
@@ -50,42 +57,41 @@ class Lattice:
         if not (features.is_floating_point() or features.dtype == torch.uint8):
             raise TypeError(f"features must be floating or uint8, got {features.dtype}")
         guide, grid = _split_spatial("features", "d", features, spatial_dims)
-        width = parse_bandwidth("bandwidth", bandwidth)
-        if width.dim() == 1 and width.numel() != guide.shape[1]:
-            raise ValueError(
-                f"bandwidth must be a number or one per dimension, {guide.shape[1]} for features of shape "
-                f"{tuple(features.shape)}, got {width.numel()}"
-            )
         dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
-        width = width.to(device=features.device, dtype=dtype).expand(guide.shape[1])
+        count = guide.shape[1]
+        wanted = f"one per dimension, {count} for features of shape {tuple(features.shape)}"
+        width = bandwidth_tensor("bandwidth", bandwidth, count, dtype, features.device, wanted=wanted)
         self._build(guide, width, grid, False)
+        self._watch()
 
     @classmethod
-    def on_grid(cls, guide: Tensor, bandwidth: Tensor, grid: tuple[int, ...], coordinates: bool) -> Lattice:
+    def on_grid(
+        cls, guide: Tensor, bandwidth: Tensor, grid: tuple[int, ...], coordinates: bool, *, watch: bool = True
+    ) -> Lattice:
         """Build from a guide [B, G, N] and bandwidths [d], with the coordinates of the grid where wanted.
 
-        Gradients flow to guide and bandwidth where they require any.
+        Gradients flow to guide and bandwidth where they require any. Without `watch` it is for the caller to find out
+        what a GPU has to say, from `tensors.num_vertices`.
         """
         lattice = cls.__new__(cls)
         lattice._build(guide, bandwidth, grid, coordinates)
+        if watch:
+            lattice._watch()
         return lattice
 
     def _build(self, guide: Tensor, bandwidth: Tensor, grid: tuple[int, ...], coordinates: bool) -> None:
         self.grid = grid
         self.dimension: int = bandwidth.shape[0]
+        self.bandwidth = bandwidth.detach()
         self.features: Tensor | None = None
         if torch.is_grad_enabled() and (guide.requires_grad or bandwidth.requires_grad):
             self.features = lattice_features(guide, bandwidth, grid, coordinates)
-        points, batch = guide.shape[2], guide.shape[0]
-        most, capacity = batch * points * (self.dimension + 1), batch * _capacity(points, self.dimension)
-        guide, bandwidth = guide.detach(), bandwidth.detach()
-        try:
-            self.tensors = lattice_build(guide, bandwidth, grid, coordinates, capacity)
-        except ValueError as error:
-            if capacity == most or "capacity" not in str(error):
-                raise
-            self.tensors = lattice_build(guide, bandwidth, grid, coordinates, most)
+        self.tensors = _build_with_room(guide.detach(), self.bandwidth, grid, coordinates)
         self._norms: dict[str, Tensor] = {}
+        self._status = DeviceStatus()
+
+    def _watch(self) -> None:
+        watch(self._status, [Report(self.tensors.num_vertices, self.tensors.weights.shape[1], self.bandwidth)])
 
     @property
     def batch(self) -> int:
@@ -94,8 +100,15 @@ class Lattice:
 
     @property
     def num_vertices(self) -> int:
-        """Number of vertices of all images together; waits for the device."""
-        return int(self.tensors.num_vertices)
+        """Number of vertices of all images together; waits for the device.
+
+        Raises:
+            ValueError: the lattice could not be built.
+        """
+        number = int(self.tensors.num_vertices)
+        if number < 0:
+            raise ValueError(describe(-number, points=self.tensors.weights.shape[1], bandwidths=self.bandwidth))
+        return number
 
     def norm(self, normalization: str) -> Tensor:
         """The scale [B, N] of a normalization, from the row sums of the filter; empty [0] for "none"."""
@@ -126,7 +139,8 @@ class Lattice:
             the shape and dtype of values. Differentiable with respect to values and features.
 
         Raises:
-            ValueError: shapes that do not fit the lattice, an unknown normalization.
+            ValueError: shapes that do not fit the lattice, an unknown normalization; what a GPU is known to have found
+                wrong with the features.
             TypeError: values of another dtype.
 
         Example:
@@ -134,6 +148,7 @@ class Lattice:
             >>> bool((lattice.filter(torch.ones(1, 4, 4), "homogeneous") - 1).abs().max() < 1e-6)
             True
         """
+        self._status.raise_if_known()
         name = parse_normalization(normalization)
         if not isinstance(values, Tensor):
             raise TypeError(f"values must be a torch.Tensor, got {type(values).__name__}")
@@ -159,11 +174,36 @@ class Lattice:
         return y.transpose(1, 2).reshape(values.shape)
 
     def check(self) -> None:
-        """Raise what the device found wrong with the features; on the CPU that has happened at construction."""
+        """Wait for the device and raise what it found wrong with the features; the CPU has done that at construction.
+
+        Raises:
+            ValueError: bandwidths or features that the lattice could not be built from.
+
+        Example:
+            >>> Lattice(torch.rand(3, 100)).check()
+        """
+        self._status.check()
 
     def __repr__(self) -> str:
         weights = self.tensors.weights
         return f"Lattice(batch={self.batch}, grid={self.grid}, d={self.dimension}, dtype={weights.dtype})"
+
+
+def _build_with_room(guide: Tensor, bandwidth: Tensor, grid: tuple[int, ...], coordinates: bool) -> LatticeTensors:
+    """Build with the usual capacity, then with more where that was too little."""
+    batch, _, points = guide.shape
+    d = bandwidth.shape[0]
+    most, capacity = batch * points * (d + 1), batch * _capacity(points, d)
+    try:
+        tensors = lattice_build(guide, bandwidth, grid, coordinates, capacity)
+    except ValueError as error:
+        if capacity == most or "capacity" not in str(error):
+            raise
+        return lattice_build(guide, bandwidth, grid, coordinates, most)
+    if capacity == most or not may_wait(guide.device):
+        return tensors
+    needed = capacity_needed(int(tensors.num_vertices))
+    return lattice_build(guide, bandwidth, grid, coordinates, needed) if needed else tensors
 
 
 def _split_spatial(name: str, letter: str, tensor: Tensor, spatial_dims: int | None) -> tuple[Tensor, tuple[int, ...]]:
@@ -200,7 +240,8 @@ def permutohedral_filter(
         the shape and dtype of values. Differentiable with respect to values and features.
 
     Raises:
-        ValueError, TypeError: as `Lattice` and `Lattice.filter`.
+        ValueError, TypeError: as `Lattice` and `Lattice.filter`. What only the data shows on a GPU leaves NaN in the
+            result; `Lattice` can tell what it was.
 
     Adams, Baek & Davis 2010.
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from . import _library  # noqa: F401  (registers the operators)
-from .reference.build import LatticeTensors
+from .reference.build import LatticeTensors, check_device
 
-__all__ = ["mean_field", "mean_field_unrolled"]
+__all__ = ["mean_field", "mean_field_unrolled", "mean_field_unrolled_with_status", "mean_field_with_status"]
 
 _ops = torch.ops.densecrf_cuda
 
@@ -28,6 +28,7 @@ def mean_field(
     damping: float = 0.0,
     tol: float = -1.0,
     output: str = "probabilities",
+    precision: str = "fp32",
 ) -> Tensor:
     """Mean field inference in one operator, for inference: gradients recompute it from `lattice_filter`.
 
@@ -46,12 +47,15 @@ def mean_field(
         damping: share of the old Q that is kept, in [0, 1).
         tol: an image stops by itself after an update that changes no probability by more; negative: never.
         output: "probabilities", "log_probabilities" or "labels".
+        precision: "fp32" or "fp16", of the rows of vertices that a GPU stores; sums are formed in float32 either way.
+            The CPU computes in full precision.
 
     Returns:
         [B, C, N] in the dtype of unary, or labels [B, N] int64.
 
     Raises:
-        ValueError: shapes that do not fit; a unary of NaN or -infinity; a pixel where every label is forbidden.
+        ValueError: shapes that do not fit, tensors on several devices; on the CPU also a unary of NaN or -infinity, and
+            a pixel where every label is forbidden: a GPU, which nothing waits for, returns NaN instead.
         TypeError: a unary that is not floating, or lattices of another dtype.
 
     Krähenbühl & Koltun, "Efficient inference in fully connected CRFs with Gaussian edge potentials", 2011, algorithm 1.
@@ -60,32 +64,75 @@ def mean_field(
         >>> mean_field(torch.tensor([[[0.0, 1.0], [1.0, 0.0]]]), [], [], [], [], [2], 5, output="labels")
         tensor([[0, 1]])
     """
+    terms = (lattices, norms, normalizations, compats)
+    return mean_field_with_status(
+        unary, *terms, grid, iterations, damping=damping, tol=tol, output=output, precision=precision
+    )[0]
+
+
+def mean_field_with_status(
+    unary: Tensor,
+    lattices: Sequence[Sequence[Tensor]],
+    norms: Sequence[Tensor],
+    normalizations: Sequence[str],
+    compats: Sequence[Tensor],
+    grid: Sequence[int],
+    iterations: int,
+    *,
+    damping: float = 0.0,
+    tol: float = -1.0,
+    output: str = "probabilities",
+    precision: str = "fp32",
+) -> tuple[Tensor, Tensor]:
+    """`mean_field`, and what a GPU found wrong with each image: [B] int64, for `_status.DeviceStatus`."""
     flat = [tensor for lattice in lattices for tensor in lattice]
-    return _ops.mean_field(
-        unary, flat, list(norms), list(normalizations), list(compats), grid, iterations, damping, tol, output
-    )
+    terms = (flat, list(norms), list(normalizations), list(compats))
+    return _ops.mean_field(unary, *terms, grid, iterations, damping, tol, output, precision)
 
 
 @torch.library.register_fake("densecrf_cuda::mean_field")
-def _(unary: Tensor, *settings: Any) -> Tensor:
-    if settings[-1] == "labels":
-        return unary.new_empty(unary.shape[0], unary.shape[2], dtype=torch.int64)
-    return torch.empty_like(unary, memory_format=torch.contiguous_format)
+def _(
+    unary: Tensor, lattices: Sequence[Tensor], norms: Sequence[Tensor], _: Any, compats: Sequence[Tensor], *rest: Any
+) -> tuple[Tensor, Tensor]:
+    check_device("unary", unary.device, lattices=lattices, norms=norms, compats=compats)
+    *_, output, _ = rest
+    if output == "labels":
+        result = unary.new_empty(unary.shape[0], unary.shape[2], dtype=torch.int64)
+    else:
+        result = torch.empty_like(unary, memory_format=torch.contiguous_format)
+    return result, _fake_status(unary)
+
+
+def _fake_status(unary: Tensor) -> Tensor:
+    return unary.new_empty(unary.shape[0], dtype=torch.int64)
 
 
 @torch.library.register_fake("densecrf_cuda::_mean_field_unrolled")
-def _(unary: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
+def _(
+    unary: Tensor,
+    features: Sequence[Tensor],
+    lattices: Sequence[Tensor],
+    norms: Sequence[Tensor],
+    _: Any,
+    compats: Sequence[Tensor],
+    grid: Any,
+    iterations: int,
+    *__: Any,
+) -> tuple[Tensor, Tensor, Tensor]:
+    check_device("unary", unary.device, features=features, lattices=lattices, norms=norms, compats=compats)
     batch, channels, points = unary.shape
     dtype = torch.promote_types(unary.dtype, torch.float32)
-    history = unary.new_empty((batch, settings[6], points, channels), dtype=dtype)
-    return torch.empty_like(unary, memory_format=torch.contiguous_format), history
+    history = unary.new_empty((batch, iterations, points, channels), dtype=dtype)
+    return torch.empty_like(unary, memory_format=torch.contiguous_format), history, _fake_status(unary)
 
 
 @torch.library.register_fake("densecrf_cuda::_mean_field_unrolled_backward")
 def _(
     grad: Tensor, result: Tensor, history: Tensor, features: Sequence[Tensor], *settings: Any
 ) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
-    _, norms, normalizations, compats = settings[:4]
+    lattices, norms, normalizations, compats = settings[:4]
+    lists = {"features": features, "lattices": lattices, "norms": norms, "compats": compats}
+    check_device("grad", grad.device, result=result, history=history, **lists)
     products = history.new_empty(len(compats), history.shape[3])
     norms = [norm if name != "none" else norm.new_empty(0, grad.shape[2]) for norm, name in zip(norms, normalizations)]
     return (
@@ -133,22 +180,21 @@ def _split(tensors: Sequence[Any], *sizes: int) -> tuple[list[Any], ...]:
     return tuple([next(rest) for _ in range(size)] for size in sizes)
 
 
-def _mean_field_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _mean_field_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     unary, lattices, norms, ctx.normalizations, compats, ctx.grid, *ctx.settings = inputs
     ctx.sizes = (len(lattices), len(norms), len(compats))
     ctx.save_for_backward(unary, *lattices, *norms, *compats)
-    if not output.is_floating_point():
-        ctx.mark_non_differentiable(output)
+    ctx.mark_non_differentiable(*(tensor for tensor in output if not tensor.is_floating_point()))
 
 
-def _mean_field_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+def _mean_field_backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
     unary, *saved = ctx.saved_tensors
     lattices, norms, compats = _split(saved, *ctx.sizes)
-    iterations, damping, tol, output = ctx.settings
+    iterations, damping, tol, output, _ = ctx.settings
     settings = {"iterations": iterations, "damping": damping, "tol": tol, "output": output}
     grad_unary, *grads = _composed_backward(ctx, grad, unary, ([], lattices, norms, compats), **settings)
     terms = len(norms)
-    return grad_unary, [None] * len(lattices), grads[:terms], None, grads[terms:], *[None] * 5
+    return grad_unary, [None] * len(lattices), grads[:terms], None, grads[terms:], *[None] * 6
 
 
 torch.library.register_autograd("densecrf_cuda::mean_field", _mean_field_backward, setup_context=_mean_field_setup)
@@ -182,22 +228,38 @@ def mean_field_unrolled(
         >>> mean_field_unrolled(torch.tensor([[[0.0, 0.0], [0.0, 0.0]]]), [], [], [], [], [2], 5)[0, 0]
         tensor([0.5000, 0.5000])
     """
+    terms = (lattices, norms, normalizations, compats)
+    return mean_field_unrolled_with_status(unary, *terms, grid, iterations, features=features, logarithm=logarithm)[0]
+
+
+def mean_field_unrolled_with_status(
+    unary: Tensor,
+    lattices: Sequence[Sequence[Tensor]],
+    norms: Sequence[Tensor],
+    normalizations: Sequence[str],
+    compats: Sequence[Tensor],
+    grid: Sequence[int],
+    iterations: int,
+    *,
+    features: Sequence[Tensor] = (),
+    logarithm: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """`mean_field_unrolled`, and what a GPU found wrong with each image: [B] int64, for `_status.DeviceStatus`."""
     flat = [tensor for lattice in lattices for tensor in lattice]
-    result, _ = _ops._mean_field_unrolled(
-        unary, list(features), flat, list(norms), list(normalizations), list(compats), grid, iterations, logarithm
-    )
-    return result
+    terms = (flat, list(norms), list(normalizations), list(compats))
+    result, _, status = _ops._mean_field_unrolled(unary, list(features), *terms, grid, iterations, logarithm)
+    return result, status
 
 
-def _unrolled_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def _unrolled_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     unary, features, lattices, norms, ctx.normalizations, compats, ctx.grid, ctx.iterations, ctx.logarithm = inputs
-    result, history = output
-    ctx.mark_non_differentiable(history)
+    result, history, status = output
+    ctx.mark_non_differentiable(history, status)
     ctx.sizes = (len(features), len(lattices), len(norms), len(compats))
     ctx.save_for_backward(result, history, unary, *features, *lattices, *norms, *compats)
 
 
-def _unrolled_backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
+def _unrolled_backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Any, ...]:
     result, history, unary, *saved = ctx.saved_tensors
     features, lattices, norms, compats = parts = _split(saved, *ctx.sizes)
     _, needs_features, _, needs_norms, _, needs_compats = ctx.needs_input_grad[:6]

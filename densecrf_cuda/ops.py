@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _library  # noqa: F401  (registers the operators)
+from ._library import has_splat_plan  # which registers the operators
 from ._tiles import num_tiles
-from .reference.build import LatticeTensors
+from .reference.build import LatticeTensors, check_device
 
 __all__ = ["LatticeTensors", "lattice_build", "lattice_filter"]
 
@@ -35,11 +35,12 @@ def lattice_build(
         capacity: the most vertices that the lattice can hold; N (d + 1) per image is always enough.
 
     Returns:
-        ten tensors, see `LatticeTensors`.
+        eleven tensors, see `LatticeTensors`.
 
     Raises:
-        ValueError: shapes that do not fit; bandwidths that are not positive; NaN or infinite features; a bandwidth so
-            small that a key coordinate reaches 2**20; more vertices than capacity.
+        ValueError: shapes that do not fit, tensors on several devices; on the CPU also bandwidths that are not
+            positive, NaN or infinite features, a bandwidth so small that a key coordinate reaches 2**20, more vertices
+            than capacity. A GPU, which nothing waits for, reports these in `num_vertices` instead.
         TypeError: wrong dtypes.
 
     Adams, Baek & Davis, "Fast high-dimensional filtering using the permutohedral lattice", 2010, section 3.1.
@@ -79,7 +80,7 @@ def lattice_filter(
         [B, N, C], contiguous. Differentiable with respect to values, scales and features; twice in values and scales.
 
     Raises:
-        ValueError: shapes that do not fit.
+        ValueError: shapes that do not fit, tensors on several devices.
         TypeError: values of another dtype than the lattice.
 
     Adams, Baek & Davis 2010, section 3; the gradient with respect to features is that of Krähenbühl & Koltun,
@@ -95,6 +96,7 @@ def lattice_filter(
 
 @torch.library.register_fake("densecrf_cuda::lattice_build")
 def _(guide: Tensor, bandwidth: Tensor, grid: Sequence[int], coordinates: bool, capacity: int) -> tuple[Tensor, ...]:
+    check_device("guide", guide.device, bandwidth=bandwidth)
     batch, points, corners = guide.shape[0], math.prod(grid), bandwidth.shape[0] + 1
     entries, tiles = batch * points * corners, batch * num_tiles(grid)
 
@@ -112,16 +114,31 @@ def _(guide: Tensor, bandwidth: Tensor, grid: Sequence[int], coordinates: bool, 
         integers(corners, capacity, 2, dtype=torch.int32),
         integers(batch + 1),
         integers(),
+        integers(2, entries if has_splat_plan(bandwidth.device) else 0, dtype=torch.int16),
     )
 
 
+def _check_devices(lattice: Sequence[Tensor], **operands: Tensor | None) -> None:
+    check_device("lattice weights", lattice[0].device, **{"lattice tensors": lattice})
+    check_device("the lattice", lattice[0].device, **operands)
+
+
 @torch.library.register_fake("densecrf_cuda::lattice_filter")
-def _(values: Tensor, *_: Any) -> Tensor:
+def _(
+    values: Tensor,
+    features: Tensor | None,
+    splat_scale: Tensor | None,
+    slice_scale: Tensor | None,
+    lattice: Sequence[Tensor],
+    *_: Any,
+) -> Tensor:
+    _check_devices(lattice, values=values, features=features, splat_scale=splat_scale, slice_scale=slice_scale)
     return torch.empty_like(values, memory_format=torch.contiguous_format)
 
 
 @torch.library.register_fake("densecrf_cuda::_lattice_feature_grad")
-def _(values: Tensor, grad: Tensor, features: Tensor, *_: Any) -> Tensor:
+def _(values: Tensor, grad: Tensor, features: Tensor, lattice: Sequence[Tensor], *_: Any) -> Tensor:
+    _check_devices(lattice, values=values, grad=grad, features=features)
     return torch.empty_like(features, memory_format=torch.contiguous_format)
 
 

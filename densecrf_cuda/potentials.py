@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from .bandwidths import Bandwidth, parse_bandwidth
 from .compatibility import Compat
 from .reference.filter import NORMALIZATIONS
 
 __all__ = ["Bilateral", "Features", "Gaussian", "Potential", "parse_normalization"]
-
-Bandwidth = float | Sequence[float] | Tensor
 
 _PYDENSECRF_NAMES = {
     "no_normalization": "none",
@@ -38,26 +37,11 @@ def parse_normalization(normalization: str) -> str:
     return name
 
 
-def parse_bandwidth(name: str, bandwidth: Bandwidth) -> Tensor:
-    """A bandwidth as a tensor of double precision, [] or [dimensions], positive and finite."""
-    try:
-        tensor = torch.as_tensor(bandwidth, dtype=torch.float64).detach().clone()
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"{name} must be a number or one number per dimension, got {bandwidth!r}") from error
-    if tensor.dim() > 1 or tensor.numel() == 0:
-        raise ValueError(f"{name} must be a number or one number per dimension, got shape {tuple(tensor.shape)}")
-    if not torch.compiler.is_compiling():  # there lattice_build checks it, when it runs
-        for value in tensor.flatten().tolist():
-            if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"{name} must be positive and finite, got {value}")
-    return tensor
-
-
 class Potential:
     """What the potentials share. The energy of a term is weight · compat(filtered Q).
 
     Attributes:
-        bandwidths: by name ("sxy", "srgb" or "bandwidth"), standard deviations [] or [dimensions].
+        bandwidths: by name ("sxy", "srgb" or "bandwidth"), standard deviations: a number, or one per dimension.
         compat: as given; the number of classes is known to the CRF alone.
         weight: scale of the compatibility, trainable on its own.
         normalization: None: that of the CRF.
@@ -77,7 +61,7 @@ class Potential:
         self.normalization = None if normalization is None else parse_normalization(normalization)
 
     def __repr__(self) -> str:
-        bandwidths = ", ".join(f"{name}={bandwidth.tolist()}" for name, bandwidth in self.bandwidths.items())
+        bandwidths = ", ".join(f"{name}={bandwidth}" for name, bandwidth in self.bandwidths.items())
         return f"{type(self).__name__}({bandwidths}, compat={self.compat}, weight={self.weight})"
 
 

@@ -7,11 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ._faults import Report
+from .bandwidths import Numbers, expanded, filled, moved, parse_bandwidth
 from .compatibility import parse_compat
 from .dense import dense_row_sums
 from .inference import DenseTerm, LatticeTerm
 from .inputs import Problem
 from .lattice import Lattice
+from .lattice_cache import spatial_lattice
 from .potentials import Features, Potential
 from .reference import lattice_features
 from .reference.filter import norm_of_row_sums
@@ -22,8 +25,10 @@ __all__ = ["PairwiseTerm"]
 class PairwiseTerm(nn.Module):
     """A potential inside a CRF.
 
-    What is trainable is a parameter (`weight`, `compat`, `log_sxy`, ...), the rest are buffers in double precision, so
-    that a bandwidth of 0.7 is 0.7 in whatever precision the inference runs.
+    What is trainable is a parameter (`weight`, `compat`, `log_sxy`, ...); a weight and a compatibility that are not
+    are buffers in double precision, so that 0.7 is 0.7 in whatever precision the inference runs. They follow the
+    device of the problem. Bandwidths, or what trained ones began with, are numbers of the host, so that no GPU is
+    asked for them; `state_dict` holds them as tensors.
     """
 
     weight: Tensor
@@ -39,11 +44,10 @@ class PairwiseTerm(nn.Module):
         self.description = repr(potential)
         self._hold("weight", torch.tensor(potential.weight, dtype=torch.float64), "weights" in trainable)
         self._hold("compat", parse_compat(potential.compat, num_classes), "compatibility" in trainable)
-        self.bandwidth_names = tuple(potential.bandwidths)
-        for name, bandwidth in potential.bandwidths.items():
-            self.register_buffer(name, bandwidth)
+        self.bandwidths: dict[str, Numbers] = dict(potential.bandwidths)
+        for name, bandwidth in self.bandwidths.items():
             if "bandwidths" in trainable:
-                logarithm = bandwidth.log().to(torch.get_default_dtype())
+                logarithm = torch.tensor(bandwidth, dtype=torch.float64).log().to(torch.get_default_dtype())
                 self.register_buffer(f"initial_log_{name}", logarithm.clone())
                 self.register_parameter(f"log_{name}", nn.Parameter(logarithm))
         features = potential.features if isinstance(potential, Features) else None
@@ -58,68 +62,102 @@ class PairwiseTerm(nn.Module):
         else:
             self.register_buffer(name, value)
 
-    def bandwidth_of(self, name: str, dtype: torch.dtype, count: int) -> Tensor:
+    def bandwidth_of(self, name: str, count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         """The bandwidth `name` of each of `count` dimensions, > 0."""
-        value: Tensor = getattr(self, name).to(dtype)
+        value = filled(expanded(name, self.bandwidths[name], count), dtype, device)
         logarithm: Tensor | None = getattr(self, f"log_{name}", None)
-        if logarithm is not None:
-            # Relative to where it began: an untrained bandwidth is exactly the one that was asked for.
-            initial: Tensor = getattr(self, f"initial_log_{name}")
-            value = value * (logarithm - initial).exp().to(dtype)
-        if value.dim() == 1 and value.shape[0] != count:
-            raise ValueError(f"{name} must be a number or {count} numbers, one per dimension, got {value.shape[0]}")
-        return value.expand(count)
+        if logarithm is None:
+            return value
+        # Relative to where it began: an untrained bandwidth is exactly the one that was asked for.
+        initial: Tensor = getattr(self, f"initial_log_{name}")
+        return value * moved((logarithm - initial).exp(), dtype, device)
 
-    def energy_scale(self, dtype: torch.dtype) -> Tensor:
+    def energy_scale(self, dtype: torch.dtype, device: torch.device) -> Tensor:
         """weight · compat: [], [C] or [C, C]; a matrix is made symmetric, as pydensecrf does."""
-        compat = self.compat.to(dtype)
+        compat = moved(self.compat, dtype, device)
         if compat.dim() == 2:
             compat = (compat + compat.mT) / 2
-        return self.weight.to(dtype) * compat
+        return moved(self.weight, dtype, device) * compat
 
     def guide(self, problem: Problem) -> tuple[Tensor, Tensor]:
         """Guide [B', G, N] and bandwidths [d] of the features; B' = 1 where all images share them."""
+        kind = (problem.dtype, problem.device)
         if self.coordinates:
-            parts = [self.bandwidth_of("sxy", problem.dtype, len(problem.grid))]
             guide = problem.unary.new_empty((1, 0, problem.unary.shape[2]))
+            bandwidth = self.bandwidth_of("sxy", len(problem.grid), *kind)
             if self.needs_image:
                 guide = problem.require_image(self.description)
-                parts.append(self.bandwidth_of("srgb", problem.dtype, guide.shape[1]))
-            return guide, torch.cat(parts)
+                bandwidth = torch.cat([bandwidth, self.bandwidth_of("srgb", guide.shape[1], *kind)])
+            return guide, bandwidth
         source: Any = self.features
-        if not isinstance(source, Tensor):
-            image = problem.require_image(self.description)
+        if isinstance(source, Tensor):
+            guide = problem.read_features(source)
+        else:
+            guide = problem.require_image(self.description)
             if source is not None:
-                image = problem.read_features(source(problem.image_argument))
-            return image, self.bandwidth_of("bandwidth", problem.dtype, image.shape[1])
-        guide = problem.read_features(source)
-        return guide, self.bandwidth_of("bandwidth", problem.dtype, guide.shape[1])
+                guide = problem.read_features(source(problem.image_argument))
+        return guide, self.bandwidth_of("bandwidth", guide.shape[1], *kind)
 
     def lattice_term(self, problem: Problem) -> LatticeTerm:
-        """The term with the lattice of this problem's features."""
+        """The term with the lattice of this problem's features, from the cache where they are the grid's alone."""
+        # dividing by the row sums is "after" with a norm of its own
+        normalization = "after" if self.normalization == "homogeneous" else self.normalization
+        scale = self.energy_scale(problem.dtype, problem.device)
+        if self.coordinates and not self.needs_image and not hasattr(self, "log_sxy"):
+            widths = expanded("sxy", self.bandwidths["sxy"], len(problem.grid))
+            cached = spatial_lattice(problem.grid, widths, self.normalization, problem.dtype, problem.unary)
+            if cached is not None:
+                return LatticeTerm(cached.tensors, problem.grid, cached.norm, normalization, scale)
         guide, bandwidth = self.guide(problem)
-        lattice = Lattice.on_grid(guide, bandwidth, problem.grid, self.coordinates)
-        return LatticeTerm(
-            lattice.tensors,
-            problem.grid,
-            lattice.norm(self.normalization),
-            # dividing by the row sums is "after" with a norm of its own
-            "after" if self.normalization == "homogeneous" else self.normalization,
-            self.energy_scale(problem.dtype),
-            lattice.features,
-        )
+        lattice = Lattice.on_grid(guide, bandwidth, problem.grid, self.coordinates, watch=False)
+        norm = lattice.norm(self.normalization)
+        reports = [Report(lattice.tensors.num_vertices, problem.unary.shape[2], lattice.bandwidth)]
+        return LatticeTerm(lattice.tensors, problem.grid, norm, normalization, scale, lattice.features, reports)
 
     def dense_term(self, problem: Problem) -> DenseTerm:
         """The term with the exact filter of this problem's features."""
         guide, bandwidth = self.guide(problem)
         features = lattice_features(guide, bandwidth, problem.grid, self.coordinates)
-        if not torch.compiler.is_compiling() and features.device.type == "cpu" and not features.isfinite().all():
-            raise ValueError(f"features must be finite, got {features[~features.isfinite()][0].item()}")
+        reports = problem.check_features(features)
         norm = features.new_empty(0)
         if self.normalization != "none":
             norm = norm_of_row_sums(dense_row_sums(features), self.normalization)
         normalization = "after" if self.normalization == "homogeneous" else self.normalization
-        return DenseTerm(features, norm, normalization, self.energy_scale(problem.dtype))
+        return DenseTerm(features, norm, normalization, self.energy_scale(problem.dtype, problem.device), reports)
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        for name, bandwidth in self.bandwidths.items():
+            destination[prefix + name] = torch.tensor(bandwidth, dtype=torch.float64, device="cpu")
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        lists = (missing_keys, unexpected_keys, error_msgs)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *lists)
+        for name, own in self.bandwidths.items():
+            key = prefix + name
+            if key in unexpected_keys:
+                unexpected_keys.remove(key)
+            if key not in state_dict:
+                missing_keys.append(key)
+                continue
+            try:
+                loaded = parse_bandwidth(key, state_dict[key])
+            except (TypeError, ValueError) as error:
+                error_msgs.append(str(error))
+                continue
+            if isinstance(loaded, tuple) != isinstance(own, tuple):
+                error_msgs.append(f"{key} must be of the same form as {own}, got {loaded}")
+            else:
+                self.bandwidths[name] = loaded
 
     def extra_repr(self) -> str:
         return f"{self.description}, normalization={self.normalization!r}"

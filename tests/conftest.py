@@ -1,10 +1,12 @@
-"""What every test shares: proof that the installed package is under test, the devices, and optional photos."""
+"""What every test shares: proof that the installed package is under test, the rungs, and optional photos."""
 
 from __future__ import annotations
 
 import os
 import shutil
+import sys
 import sysconfig
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,10 @@ from densecrf_cuda import _C
 
 ROOT = Path(__file__).resolve().parent.parent
 
+sys.path.insert(0, str(ROOT / "tests" / "emulator"))  # pytest's importlib mode leaves it out
+import build_emulator  # noqa: E402
+import emulated  # noqa: E402
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """Refuse to test the source folder: a file left out of the wheel would go unseen."""
@@ -24,15 +30,31 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(f"tests must meet the installed package, not {package}; run: make test")
 
 
-def devices() -> list[str]:
-    """Devices with compiled kernels that can run here."""
-    return ["cpu"] + (["cuda"] if _C.cuda_kernels and torch.cuda.is_available() else [])
+def has_gpu() -> bool:
+    return _C.cuda_kernels and torch.cuda.is_available()
 
 
-@pytest.fixture(params=devices())
-def device(request: pytest.FixtureRequest) -> torch.device:
-    """Every device on which the operators run."""
-    return torch.device(request.param)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("cuda") and not has_gpu():
+        pytest.skip("needs a GPU and a build with CUDA")
+
+
+@pytest.fixture(params=["cpu", "cuda-emulated", *(["cuda"] if has_gpu() else [])])
+def rung(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Every set of compiled kernels that can run here; "cuda-emulated" are those of CUDA on the tensors of the CPU."""
+    if request.param == "cuda-emulated":
+        if build_emulator.compiler_is_missing():
+            pytest.skip("the emulator of CUDA is compiled with g++, and there is none")
+        with emulated.enabled():
+            yield request.param
+    else:
+        yield request.param
+
+
+@pytest.fixture
+def device(rung: str) -> torch.device:
+    """The device of the tensors that the kernels of the rung take."""
+    return torch.device("cuda" if rung == "cuda" else "cpu")
 
 
 @pytest.fixture(scope="session")

@@ -43,8 +43,9 @@ def test_facts_of_the_build() -> None:
     assert _C.instruction_sets[0] == "baseline"
     assert _C.cuda_decision
     assert (_C.cuda_version is None) == (_C.cuda_archs == ())
+    assert _C.cuda_kernels == (_C.cuda_version is not None)
     if torch.version.cuda is None:
-        assert _C.cuda_version is None and not _C.cuda_kernels
+        assert _C.cuda_version is None
 
 
 def test_facts_are_not_linked_against_torch(tmp_path: Path) -> None:
@@ -210,9 +211,21 @@ def test_cuda_by_force(setup_py: ModuleType, make_toolkit: Callable[..., Path], 
         setup_py.decide(None, {"WITH_CUDA": "yes"}, nowhere)
 
 
-def test_architectures_are_those_of_torch(setup_py: ModuleType) -> None:
-    assert setup_py.cuda_archs("sm_75 sm_90 sm_100 compute_120") == "7.5;9.0;10.0+PTX"
-    assert setup_py.cuda_archs(None) == "8.0;9.0+PTX"
+def test_architectures_are_those_of_torch_that_the_compiler_knows(setup_py: ModuleType) -> None:
+    old = "compute_50 compute_70 compute_75 compute_80 compute_86 compute_87 compute_89 compute_90"
+    assert setup_py.cuda_archs(old) == "7.5;8.0;8.6;8.9;9.0+PTX"
+    assert setup_py.cuda_archs(f"{old} compute_100 compute_103 compute_120") == "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"
+    of_torch = re.findall(r"sm_(\d+)", (torch._C._cuda_getArchFlags() if torch.version.cuda else None) or "")
+    ours = [number.replace(".", "") for number in setup_py.ARCHITECTURES]
+    assert set(ours) >= {number for number in of_torch if int(number) >= 75}
+
+
+def test_kernels_are_compiled_like_the_rest(setup_py: ModuleType) -> None:
+    for version, compression in (("12.9", "-Xfatbin=-compress-all"), ("13.0", "--compress-mode=size")):
+        flags = setup_py.nvcc_flags(version)
+        assert "--fmad=false" in flags and compression in flags
+        # torch takes a flag with this word for a choice of architectures and then ignores TORCH_CUDA_ARCH_LIST
+        assert not any("arch" in flag or "fast_math" in flag for flag in flags)
 
 
 def test_one_rule_for_sources(setup_py: ModuleType) -> None:
@@ -222,6 +235,14 @@ def test_one_rule_for_sources(setup_py: ModuleType) -> None:
     assert not any("cuda" in source for source in setup_py.sources(cuda=False))
     cmake = (ROOT / "CMakeLists.txt").read_text()
     assert "csrc/library.cpp csrc/cpu/*.cpp)" in cmake and "csrc/cuda/*.cpp csrc/cuda/*.cu)" in cmake
+
+
+def test_rules_of_the_kernels() -> None:
+    waits_or_allocates = r"\bcuda(Malloc|Free|HostAlloc|Memcpy\b|Memset\b|\w*Synchronize)|\.(item|cpu)(<\w+>)?\(\)"
+    for path in ROOT.glob("csrc/cuda/*"):
+        assert not re.search(waits_or_allocates, path.read_text()), path
+        if path.suffix.startswith(".cu"):
+            assert not re.search(r"#include [<\"](ATen|c10|torch)/", path.read_text()), path
 
 
 # --- the commands of setup.py where there is no torch, as under build isolation ---

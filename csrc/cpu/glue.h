@@ -4,7 +4,7 @@
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 
-#include "../lattice_tensors.h"
+#include "../lattice_inputs.h"
 #include "buffer.h"
 #include "lattice_view.h"
 #include "parallel.h"
@@ -28,19 +28,13 @@ void for_images(int64_t batch, Function function) {
   });
 }
 
-inline at::Tensor empty_rows(at::IntArrayRef shape, const at::TensorOptions& options) {
-  at::Tensor tensor = at::empty(shape, options);
+inline at::Tensor with_huge_pages(at::Tensor tensor) {
   if (tensor.numel() > 0) prefer_huge_pages(tensor.mutable_data_ptr(), static_cast<int64_t>(tensor.nbytes()));
   return tensor;
 }
 
-// Calls function(zero) with a zero of the type: 0.0f or 0.0.
-template <class Function>
-void dispatch(at::ScalarType type, Function function) {
-  if (type == at::kFloat)
-    function(0.0f);
-  else
-    function(0.0);
+inline at::Tensor empty_rows(at::IntArrayRef shape, const at::TensorOptions& options) {
+  return with_huge_pages(at::empty(shape, options));
 }
 
 // A lattice of batch 1 serves every image.

@@ -5,21 +5,12 @@
 #include <cstdint>
 #include <vector>
 
+#include "../guide.h"
 #include "../tiles.h"
 #include "parallel.h"
 #include "vertex_table.h"
 
 namespace densecrf {
-
-enum class GuideType { uint8, float32, float64 };
-
-// Channels of one image, any strides (in elements).
-struct GuideView {
-  GuideType type;
-  const void* data;
-  int channels;
-  int64_t channel_stride, point_stride;
-};
 
 // Features of a point: its grid coordinates from the last axis on, where wanted, then its guide channels, each divided
 // by its bandwidth.

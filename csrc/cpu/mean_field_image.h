@@ -3,13 +3,11 @@
 
 #include <vector>
 
+#include "../mean_field_problem.h"
 #include "kernels.h"
 #include "parallel.h"
 
 namespace densecrf {
-
-enum class Compatibility { potts, diagonal, matrix };
-enum class Output { probabilities, log_probabilities, labels };
 
 // One pairwise term. Scales are in the caller's order; null where the normalization has none on that side.
 template <class T>

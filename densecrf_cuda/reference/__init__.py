@@ -6,7 +6,7 @@ is differentiable by plain autograd with respect to values, scales and (inside a
 - `geometry`: features, the simplex that encloses a point, barycentric weights (Adams et al. 2010, section 3)
 - `build`: `lattice_build`, from features to vertices, tile lists and blur neighbours
 - `filter`: `lattice_filter`, its normalisation, and the derivative with respect to features
-- `inference`: `mean_field` (Krähenbühl & Koltun 2011, algorithm 1)
+- `inference`: `mean_field` (Krähenbühl & Koltun 2011, algorithm 1); `checks`: what it refuses
 """
 
 from .build import LatticeTensors, lattice_build

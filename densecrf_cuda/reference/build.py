@@ -30,7 +30,10 @@ class LatticeTensors(NamedTuple):
     vertex_partials: Tensor  # [B*E] int64, partials of each vertex, ascending
     neighbours: Tensor  # [d+1, capacity, 2] int32, one step back and forth along each axis, -1 where missing
     image_offsets: Tensor  # [B+1] int64, first vertex id of each image
-    num_vertices: Tensor  # [] int64, M
+    num_vertices: Tensor  # [] int64, M; on a GPU minus a fault word where the lattice cannot be built, see _status.py
+    # [2, B*E] int16 on a GPU, else [2, 0]. By tile, from the place of its entries on: row 0 lists e (d+1) + k of its
+    # entries e and vertices k by local_ids, ascending; row 1 says where in that list each vertex of the tile starts.
+    splat_plan: Tensor
 
 
 def lattice_build(
@@ -50,7 +53,7 @@ def lattice_build(
         capacity: the most vertices that the lattice can hold.
 
     Returns:
-        Ten tensors, see `LatticeTensors`.
+        Eleven tensors, see `LatticeTensors`; `splat_plan` is empty.
 
     Raises:
         ValueError: wrong shapes, bandwidths that are not positive, NaN or infinite features, bandwidths so small
@@ -129,6 +132,7 @@ def _assemble(simplex: Simplex, tile: Tensor, tiles: int, capacity: int) -> Latt
         neighbours=neighbours,
         image_offsets=image_offsets,
         num_vertices=image_offsets[-1].clone(),
+        splat_plan=torch.zeros((2, 0), dtype=torch.int16, device=device),
     )
 
 
@@ -214,6 +218,20 @@ def _offsets(counts: Tensor) -> Tensor:
     return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
 
 
+def check_device(owner: str, device: torch.device, **tensors: Tensor | Sequence[Tensor] | None) -> None:
+    """Every tensor is on the device, which is that of the tensor called `owner`.
+
+    Example:
+        >>> check_device("guide", torch.device("cpu"), bandwidth=torch.ones(2, device="meta"))
+        Traceback (most recent call last):
+        ValueError: bandwidth must be on the device of guide, cpu, got meta
+    """
+    for name, given in tensors.items():
+        for tensor in (given,) if isinstance(given, Tensor) else given or ():
+            if tensor.device != device:
+                raise ValueError(f"{name} must be on the device of {owner}, {device}, got {tensor.device}")
+
+
 def _check_arguments(guide: Tensor, bandwidth: Tensor, grid: tuple[int, ...], coordinates: bool, capacity: int) -> None:
     if bandwidth.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"bandwidth must be float32 or float64, got {bandwidth.dtype}")
@@ -230,8 +248,7 @@ def _check_arguments(guide: Tensor, bandwidth: Tensor, grid: tuple[int, ...], co
         raise ValueError(f"a lattice has 1 to {MAX_DIMENSION} feature dimensions, got {d}")
     if bandwidth.dim() != 1 or bandwidth.shape[0] != d:
         raise ValueError(f"bandwidth must be [{d}], one for each feature, got shape {tuple(bandwidth.shape)}")
-    if bandwidth.device != guide.device:
-        raise ValueError(f"bandwidth must be on the device of guide, {guide.device}, got {bandwidth.device}")
+    check_device("guide", guide.device, bandwidth=bandwidth)
     for i, value in enumerate(bandwidth.tolist()):
         if not 0 < value < math.inf:
             raise ValueError(f"bandwidths must be positive and finite, got {value:g} in dimension {i}")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .._tiles import num_tiles, tile_order
-from .build import LatticeTensors
+from .build import LatticeTensors, check_device
 from .geometry import enclose, slice_gain, weights_to_features
 
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -46,7 +46,7 @@ def lattice_filter(
             computed from it, so that autograd gives the derivative inside the simplices; otherwise it is not read.
         splat_scale: [B', N] or None for 1.
         slice_scale: [B', N] or None for 1.
-        lattice: the ten tensors of `lattice_build`; B' is 1 (shared) or B, here and above.
+        lattice: the eleven tensors of `lattice_build`; B' is 1 (shared) or B, here and above.
         grid: the spatial shape that the lattice was built with.
         reverse: the transpose of K, with axes d..0: missing neighbours keep the axes from commuting.
 
@@ -69,6 +69,7 @@ def lattice_filter(
     tensors = LatticeTensors(*lattice)
     check_lattice(tensors, grid)
     check_values(values, tensors)
+    check_device("the lattice", tensors.weights.device, splat_scale=splat_scale, slice_scale=slice_scale)
     for name, scale in (("splat_scale", splat_scale), ("slice_scale", slice_scale)):
         _check_scale(name, scale, values)
     if features is not None:
@@ -101,7 +102,7 @@ def _lattice_feature_grad(
         values: [B, N, C], already scaled.
         grad: [B, N, C], already scaled.
         features: [B', d, N] divided by their bandwidths; B' is 1 (summed over B) or B.
-        lattice: the ten tensors of `lattice_build`, of these features.
+        lattice: the eleven tensors of `lattice_build`, of these features.
         grid: the spatial shape.
         reverse: as in `lattice_filter`.
 
@@ -126,6 +127,7 @@ def _lattice_feature_grad(
     check_features(features, values, tensors)
     if grad.shape != values.shape:
         raise ValueError(f"grad must have the shape of values, {tuple(values.shape)}, got {tuple(grad.shape)}")
+    check_device("the lattice", tensors.weights.device, grad=grad)
     if values.numel() == 0:
         return torch.zeros_like(features, memory_format=torch.contiguous_format)
     plan = make_plan(tensors, grid)
@@ -145,7 +147,7 @@ def normalization_scale(lattice: Sequence[Tensor], grid: Sequence[int], normaliz
     """The norm n of a kernel from its row sums k = K 1: 1/sqrt(k + 1e-20) if "symmetric", else 1/(k + 1e-20).
 
     Args:
-        lattice: the ten tensors of `lattice_build`.
+        lattice: the eleven tensors of `lattice_build`.
         grid: the spatial shape.
         normalization: "before" (y = K(n v)), "after" (y = n K v), "symmetric" (y = n K(n v)) or "homogeneous"
             (y = K v / K 1: "after" without the epsilon).
@@ -237,7 +239,10 @@ def _fold(values: Tensor, lattice_batch: int) -> Tensor:
 
 
 def check_lattice(lattice: LatticeTensors, grid: Sequence[int]) -> None:
-    """The points of the lattice are those of the grid."""
+    """The points of the lattice are those of the grid, and its tensors are on one device."""
+    check_device(
+        "lattice weights", lattice.weights.device, **{f"lattice tensor {k}": t for k, t in lattice._asdict().items()}
+    )
     points = 1
     for size in grid:
         points *= int(size)
@@ -261,8 +266,7 @@ def check_values(values: Tensor, lattice: LatticeTensors) -> None:
         raise ValueError(
             f"values must be [B, {points}, C]{f' with B = {batch}' if batch != 1 else ''}, got {tuple(values.shape)}"
         )
-    if values.device != lattice.weights.device:
-        raise ValueError(f"values must be on the device of the lattice, {lattice.weights.device}, got {values.device}")
+    check_device("the lattice", lattice.weights.device, values=values)
 
 
 def check_features(features: Tensor, values: Tensor, lattice: LatticeTensors) -> None:
@@ -270,6 +274,7 @@ def check_features(features: Tensor, values: Tensor, lattice: LatticeTensors) ->
     batch, points, corners = lattice.weights.shape
     if features.shape != (batch, corners - 1, points):
         raise ValueError(f"features must be [{batch}, {corners - 1}, {points}], got shape {tuple(features.shape)}")
+    check_device("the lattice", lattice.weights.device, features=features)
 
 
 def _check_scale(name: str, scale: Tensor | None, values: Tensor) -> None:

@@ -1,16 +1,13 @@
 """`mean_field`: inference in the dense CRF."""
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from .build import LatticeTensors
-from .filter import FLOATING, NORMALIZATIONS, Plan, _lattice_feature_grad, apply, check_lattice, make_plan
-
-OUTPUTS = ("probabilities", "log_probabilities", "labels")
-TENSORS = len(LatticeTensors._fields)
+from .build import check_device
+from .checks import TENSORS, check_mean_field, check_terms
+from .filter import Plan, _lattice_feature_grad, apply, make_plan
 
 
 def mean_field(
@@ -24,14 +21,15 @@ def mean_field(
     damping: float,
     tol: float,
     output: str,
-) -> Tensor:
+    precision: str,
+) -> tuple[Tensor, Tensor]:
     """Mean-field inference: Q_0 = softmax(-U), Q <- damping Q + (1 - damping) softmax(-U - sum_k compat_k(y_k)).
 
     y_k = n_k · K_k (n_k · Q) is the filtered Q; "before" leaves out the outer n, "after" the inner, "none" both.
 
     Args:
         unary: [B, C, N] energies -log p, floating point; +inf forbids a label, which then has probability 0.
-        lattices: the ten tensors of `lattice_build` for the first kernel, then those for the second, ...
+        lattices: the eleven tensors of `lattice_build` for the first kernel, then those for the second, ...
         norms: one [B', N] a kernel, in raster order, as `normalization_scale` gives; not read where "none".
         normalizations: "none", "before", "after" or "symmetric" for each kernel.
         compats: one a kernel: [] Potts weight w, energy -w y; [C] diagonal v, energy +v y; [C, C] A, energy +A y.
@@ -40,9 +38,11 @@ def mean_field(
         damping: share of the old Q that stays, in [0, 1).
         tol: an image stops after the iteration in which max |Q_new - Q_old| <= tol; negative for never.
         output: "probabilities", "log_probabilities" or "labels" (the first label of largest probability).
+        precision: "fp32" or "fp16", of what a GPU stores by vertex; nothing here.
 
     Returns:
-        [B, C, N] in the dtype of unary, or labels [B, N] int64.
+        [B, C, N] in the dtype of unary, or labels [B, N] int64; and the status [B] int64, zeros: what a GPU would
+        report there raises an error here.
 
     Raises:
         ValueError: wrong shapes or ranges; a unary that is NaN or -inf; a pixel whose labels are all forbidden.
@@ -56,11 +56,11 @@ def mean_field(
         >>> lattice = lattice_build(torch.zeros(1, 0, 3), torch.tensor([1.0]), (3,), True, 12)
         >>> norm = normalization_scale(lattice, (3,), "symmetric")
         >>> unary = torch.tensor([[[0.0, 0.3, 0.0], [2.0, 0.0, 2.0]]])
-        >>> mean_field(unary, lattice, [norm], ["symmetric"], [torch.tensor(3.0)], (3,), 5, 0.0, -1.0, "labels")
-        tensor([[0, 0, 0]])
+        >>> mean_field(unary, lattice, [norm], ["symmetric"], [torch.tensor(3.0)], (3,), 5, 0.0, -1.0, "labels", "fp32")
+        (tensor([[0, 0, 0]]), tensor([0]))
     """
     settings = (lattices, norms, normalizations, compats, grid)
-    return _run(unary, *settings, iterations, damping, tol, output)[0]
+    return _run(unary, *settings, iterations, damping, tol, output, precision)[0], _no_fault(unary)
 
 
 def _run(
@@ -74,18 +74,11 @@ def _run(
     damping: float,
     tol: float,
     output: str,
+    precision: str = "fp32",
 ) -> tuple[Tensor, list[Tensor]]:
     """The result of `mean_field`, and Q before each iteration, [B, N, C]."""
-    kernels = [
-        LatticeTensors(*lattices[i : i + TENSORS]) for i in range(0, len(lattices) // TENSORS * TENSORS, TENSORS)
-    ]
-    _check_lists(lattices, norms, normalizations, compats)
-    _check_settings(iterations, damping, output)
-    for lattice in kernels:
-        check_lattice(lattice, grid)
-    _check_unary(unary, kernels, grid)
-    for norm, normalization, compat in zip(norms, normalizations, compats, strict=True):
-        _check_kernel(unary, norm, normalization, compat)
+    kernels = check_terms(lattices, norms, normalizations, compats)
+    check_mean_field(unary, kernels, norms, normalizations, compats, grid, iterations, damping, output, precision)
     if unary.numel() == 0:
         return _empty(unary, output), []
 
@@ -127,16 +120,17 @@ def _mean_field_unrolled(
     grid: Sequence[int],
     iterations: int,
     logarithm: bool,
-) -> tuple[Tensor, Tensor]:
-    """Q or log Q after the iterations, [B, C, N], and Q before each of them, [B, iterations, N, C]."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Q or log Q after the iterations, [B, C, N]; Q before each of them, [B, iterations, N, C]; and the status."""
+    check_device("unary", unary.device, features=features)
     output = "log_probabilities" if logarithm else "probabilities"
     settings = (lattices, norms, normalizations, compats, grid)
     result, history = _run(unary, *settings, iterations, 0.0, -1.0, output)
     if history:
-        return result, torch.stack(history, 1)
+        return result, torch.stack(history, 1), _no_fault(unary)
     batch, channels, points = unary.shape
     dtype = torch.promote_types(unary.dtype, torch.float32)
-    return result, unary.new_empty((batch, iterations, points, channels), dtype=dtype)
+    return result, unary.new_empty((batch, iterations, points, channels), dtype=dtype), _no_fault(unary)
 
 
 def _mean_field_unrolled_backward(
@@ -157,6 +151,8 @@ def _mean_field_unrolled_backward(
     Gradient of the unary; per term, where wanted, the sums over points and iterations of (K^T grad_logits) · Q; and
     where features are given, their gradients and those of the norms.
     """
+    lists = {"features": features, "lattices": lattices, "norms": norms, "compats": compats}
+    check_device("grad", grad.device, result=result, history=history, **lists)
     dtype = history.dtype
     g, q = grad.to(dtype).transpose(1, 2), result.to(dtype).transpose(1, 2)
     grad_logits = g - q.exp() * g.sum(2, keepdim=True) if logarithm else _softmax_gradient(q, g)
@@ -221,8 +217,7 @@ def _terms(
     compats: Sequence[Tensor],
     grid: Sequence[int],
 ) -> list[tuple[Plan, Tensor, str, Tensor]]:
-    _check_lists(lattices, norms, normalizations, compats)
-    plans = [make_plan(LatticeTensors(*lattices[i : i + TENSORS]), grid) for i in range(0, len(lattices), TENSORS)]
+    plans = [make_plan(kernel, grid) for kernel in check_terms(lattices, norms, normalizations, compats)]
     return list(zip(plans, norms, normalizations, compats, strict=True))
 
 
@@ -243,67 +238,13 @@ def _energy(compat: Tensor, filtered: Tensor) -> Tensor:
     return compat * filtered if compat.dim() == 1 else filtered @ compat.T
 
 
+def _no_fault(unary: Tensor) -> Tensor:
+    return unary.new_zeros(unary.shape[0], dtype=torch.int64)
+
+
 def _empty(unary: Tensor, output: str) -> Tensor:
     if output != "labels":
         return torch.zeros_like(unary, memory_format=torch.contiguous_format)
     if unary.shape[1] == 0 and unary.shape[0] * unary.shape[2] > 0:
         raise ValueError(f"labels need at least one label to choose from, got unary of shape {tuple(unary.shape)}")
     return unary.new_zeros((unary.shape[0], unary.shape[2]), dtype=torch.int64)
-
-
-def _check_lists(
-    lattices: Sequence[Tensor], norms: Sequence[Tensor], normalizations: Sequence[str], compats: Sequence[Tensor]
-) -> None:
-    kernels = len(compats)
-    if len(lattices) != TENSORS * kernels:
-        raise ValueError(f"lattices must hold {TENSORS} tensors for each of {kernels} kernels, got {len(lattices)}")
-    if len(norms) != kernels or len(normalizations) != kernels:
-        raise ValueError(
-            f"norms and normalizations must hold one entry for each of {kernels} kernels, got {len(norms)} and "
-            f"{len(normalizations)}"
-        )
-
-
-def _check_settings(iterations: int, damping: float, output: str) -> None:
-    if iterations < 0:
-        raise ValueError(f"iterations must not be negative, got {iterations}")
-    if not 0 <= damping < 1:
-        raise ValueError(f"damping must be in [0, 1), got {damping}")
-    if output not in OUTPUTS:
-        raise ValueError(f"output must be one of {', '.join(OUTPUTS)}, got {output!r}")
-
-
-def _check_unary(unary: Tensor, kernels: Sequence[LatticeTensors], grid: Sequence[int]) -> None:
-    if unary.dtype not in FLOATING:
-        raise TypeError(f"unary must be half, bfloat16, float32 or float64, got {unary.dtype}")
-    if unary.dim() != 3 or unary.shape[2] != math.prod(grid):
-        raise ValueError(f"unary must be [B, C, {math.prod(grid)}] for grid {tuple(grid)}, got {tuple(unary.shape)}")
-    for lattice in kernels:
-        expected = torch.promote_types(unary.dtype, torch.float32)
-        if lattice.weights.dtype != expected:
-            raise TypeError(
-                f"a unary of {unary.dtype} needs lattices of {expected}, got one of {lattice.weights.dtype}"
-            )
-        if lattice.weights.shape[0] not in (1, unary.shape[0]):
-            shared = lattice.weights.shape[0]
-            raise ValueError(f"the batch of every lattice must be 1 or that of unary, {unary.shape[0]}, got {shared}")
-        if lattice.weights.device != unary.device:
-            raise ValueError(f"lattices must be on the device of unary, {unary.device}, got {lattice.weights.device}")
-    for name, bad in (("NaN", unary.isnan()), ("-inf", unary.isneginf())):
-        if bad.any():
-            b, c, n = bad.nonzero()[0].tolist()
-            raise ValueError(f"unary must not be {name}, got {name} for label {c} of point {n} of image {b}")
-    forbidden = unary.isposinf().all(1) if unary.shape[1] else unary.new_zeros((1, 1), dtype=torch.bool)
-    if forbidden.any():
-        b, n = forbidden.nonzero()[0].tolist()
-        raise ValueError(f"unary must leave a label allowed, got +inf for every label of point {n} of image {b}")
-
-
-def _check_kernel(unary: Tensor, norm: Tensor, normalization: str, compat: Tensor) -> None:
-    batch, labels, points = unary.shape
-    if normalization not in NORMALIZATIONS[:4]:
-        raise ValueError(f"normalization must be one of {', '.join(NORMALIZATIONS[:4])}, got {normalization!r}")
-    if normalization != "none" and (norm.dim() != 2 or norm.shape[0] not in (1, batch) or norm.shape[1] != points):
-        raise ValueError(f"norm must be [1 or {batch}, {points}], got shape {tuple(norm.shape)}")
-    if tuple(compat.shape) not in ((), (labels,), (labels, labels)):
-        raise ValueError(f"compat must be [], [{labels}] or [{labels}, {labels}], got shape {tuple(compat.shape)}")

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
+import pytest
 import torch
 from torch import Tensor
 
 from densecrf_cuda import reference
+from densecrf_cuda._status import describe
+from densecrf_cuda._tiles import num_tiles, tile_order
 from densecrf_cuda.reference import LatticeTensors
 
 ops = torch.ops.densecrf_cuda
@@ -78,12 +82,36 @@ def used_parts(lattice: Sequence[Tensor]) -> dict[str, Tensor]:
     )._asdict()
 
 
-def assert_same_lattice(got: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
-    """Equal in every integer and in every bit of the weights: the arithmetic and its order are the same."""
-    theirs = used_parts(expected)
-    for name, tensor in used_parts(got).items():
+def assert_same_lattice(got: Sequence[Tensor], expected: Sequence[Tensor], grid: tuple[int, ...] | None = None) -> None:
+    """Equal in every integer and in every bit of the weights: the arithmetic and its order are the same.
+
+    The plan of the splat, which only some devices make, is held against its definition where the grid is named.
+    """
+    ours, theirs = used_parts(got), used_parts(expected)
+    plans = [parts.pop("splat_plan") for parts in (ours, theirs)]
+    for name, tensor in ours.items():
         assert tensor.dtype == theirs[name].dtype, name
         assert torch.equal(tensor, theirs[name]), name
+    for plan in plans:
+        assert plan.dtype == torch.int16
+        assert plan.shape in ((2, 0), (2, ours["weights"].numel()))
+        if grid is not None and plan.numel():
+            assert_splat_plan(ours, plan, grid)
+    if all(plan.numel() for plan in plans):
+        assert torch.equal(plans[0][0], plans[1][0])
+
+
+def assert_splat_plan(parts: dict[str, Tensor], plan: Tensor, grid: tuple[int, ...]) -> None:
+    """Row 0 lists the entries of each tile by vertex, row 1 says where those of each vertex start."""
+    batch, _, corners = parts["local_ids"].shape
+    tiles, (_, tile) = num_tiles(grid), tile_order(grid)
+    sizes = (torch.bincount(tile, minlength=tiles) * corners).tolist()
+    lists = parts["local_ids"].reshape(-1).long().split(sizes * batch)
+    order, starts = (row.long().split(sizes * batch) for row in plan)
+    for t, (local_ids, vertices) in enumerate(zip(lists, parts["tile_offsets"].diff().tolist())):
+        assert torch.equal(order[t], local_ids.sort(stable=True).indices), t
+        counts = torch.bincount(local_ids, minlength=vertices)
+        assert torch.equal(starts[t][:vertices], counts.cumsum(0) - counts), t
 
 
 def on_cpu(lattice: Iterable[Tensor], dtype: torch.dtype | None = None) -> list[Tensor]:
@@ -154,11 +182,45 @@ def make_term(
     return Term(lattice, norm, normalization, compat.to(guide.device, dtype))
 
 
-def infer(unary: Tensor, terms: list[Term], case: Case = CASES["d5"], iterations: int = 5, **settings: Any) -> Tensor:
-    options = {"damping": 0.0, "tol": -1.0, "output": "probabilities"} | settings
+def infer_with_status(
+    unary: Tensor, terms: list[Term], case: Case = CASES["d5"], iterations: int = 5, **settings: Any
+) -> tuple[Tensor, Tensor]:
+    options = {"damping": 0.0, "tol": -1.0, "output": "probabilities", "precision": "fp32"} | settings
     lattices = [tensor for term in terms for tensor in term.lattice]
     _, norms, names, compats = zip(*terms) if terms else ((), (), (), ())
     return ops.mean_field(unary, lattices, norms, names, compats, case.grid, iterations, *options.values())
+
+
+def infer(unary: Tensor, terms: list[Term], case: Case = CASES["d5"], iterations: int = 5, **settings: Any) -> Tensor:
+    return infer_with_status(unary, terms, case, iterations, **settings)[0]
+
+
+def expect_fault(rung: str, pattern: str, run: Callable[[], Sequence[Tensor]]) -> Sequence[Tensor] | None:
+    """What only the data can show: an error of the CPU, elsewhere a fault word beside outputs of NaN (labels: -1).
+
+    Args:
+        rung: "cpu", or the name of one that waits for no result.
+        pattern: of the message, as far as the word carries it.
+        run: calls an operator that returns a lattice, or a result, others and a status.
+
+    Returns:
+        The outputs, where there are any.
+    """
+    if rung == "cpu":
+        with pytest.raises(ValueError, match=pattern):
+            run()
+        return None
+    outputs = run()
+    if len(outputs) == len(LatticeTensors._fields):
+        lattice = LatticeTensors(*outputs)
+        words, points = -lattice.num_vertices[None], lattice.weights.shape[1]
+    else:
+        result, words, points = outputs[0], outputs[-1], outputs[0].shape[-1]
+        poison = result.isnan() if result.is_floating_point() else result == -1
+        assert torch.equal(poison.flatten(1).all(1), words != 0)
+    found = [describe(word, points=points, image=b) for b, word in enumerate(words.tolist()) if word != 0]
+    assert any(re.search(pattern, message) for message in found), (pattern, found)
+    return outputs
 
 
 def layouts(tensor: Tensor) -> dict[str, Tensor]:

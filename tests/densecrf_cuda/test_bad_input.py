@@ -263,6 +263,11 @@ def build_arguments(**changes: Any) -> tuple[Any, ...]:
         ({"bandwidth": torch.tensor([2, 1, 1]).half()}, TypeError, "bandwidth must be float or double, got Half"),
         ({"capacity": -1}, ValueError, "capacity must not be negative, got -1"),
         ({"capacity": 0}, ValueError, "vertices, more than its capacity 0"),
+        (
+            {"bandwidth": torch.ones(3, device="meta")},
+            ValueError,
+            "bandwidth must be on the device of guide, cpu, .* meta",
+        ),
     ],
 )
 def test_lattice_build(changes: dict[str, Any], error: type[Exception], message: str) -> None:

@@ -289,8 +289,8 @@ def test_trainable_or_not_is_the_same_at_the_start(device: torch.device) -> None
     with torch.no_grad():
         # log-bandwidths begin at exactly the bandwidth that was asked for, or every lattice would be another one
         for ours, theirs in zip(fixed.kernels, trainable.kernels):
-            for name in ours.bandwidth_names:
+            for name in ours.bandwidths:
                 count = 3 if name == "srgb" else 2
-                a, b = (kernel.bandwidth_of(name, torch.float32, count) for kernel in (ours, theirs))
+                a, b = (kernel.bandwidth_of(name, count, torch.float32, device) for kernel in (ours, theirs))
                 assert torch.equal(a, b)
         assert torch.equal(fixed(unary, image), trainable(unary, image))

@@ -177,3 +177,24 @@ def test_bad_settings() -> None:
         dense_filter(values, features, normalization="mean")
     with pytest.raises(ValueError, match="spatial_dims must be at least 1, got 0"):
         dense_filter(values, features, spatial_dims=0)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("run", [dense_filter, dense_attention_filter])
+def test_a_gpu_gives_the_same_and_is_not_waited_for(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dense, "BLOCK_ENTRIES", 60)  # 3 rows at a time: the checkpointed path
+    inputs = example(2)
+    on_gpu = [tensor.cuda().requires_grad_() for tensor in inputs]
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        result = run(*on_gpu)
+        gradients = torch.autograd.grad(result.square().sum(), on_gpu)
+        bad = run(on_gpu[0].detach(), torch.full_like(on_gpu[1], math.nan))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    on_cpu = [tensor.requires_grad_() for tensor in inputs]
+    expected = run(*on_cpu)
+    torch.testing.assert_close(result.cpu(), expected, rtol=1e-10, atol=1e-10)
+    for ours, theirs in zip(gradients, torch.autograd.grad(expected.square().sum(), on_cpu)):
+        torch.testing.assert_close(ours.cpu(), theirs, rtol=1e-9, atol=1e-9)
+    assert bad.isnan().all()

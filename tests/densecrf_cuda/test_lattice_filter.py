@@ -229,9 +229,8 @@ def test_only_what_is_asked_for_gets_a_gradient(device: torch.device) -> None:
 def test_feature_gradient_equals_the_reference(name: str, channels: int, reverse: bool, device: torch.device) -> None:
     case = CASES[name]
     guide = (levels(2, case.channels, case.points) + noise(2, case.channels, case.points)).to(device)
-    features = reference.lattice_features(
-        guide, torch.tensor(case.bandwidth, dtype=DOUBLE), case.grid, case.coordinates
-    )
+    bandwidth = torch.tensor(case.bandwidth, dtype=DOUBLE, device=device)
+    features = reference.lattice_features(guide, bandwidth, case.grid, case.coordinates)
     values, grad = (noise(2, case.points, channels, seed=seed).to(device) for seed in (1, 2))
     for dtype in (DOUBLE, torch.float32):
         lattice = build(Case(case.grid, False, [1.0] * len(case.bandwidth)), features.to(dtype), dtype=dtype)

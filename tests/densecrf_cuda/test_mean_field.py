@@ -17,6 +17,7 @@ from helpers import (
     compatibility,
     for_threads,
     infer,
+    infer_with_status,
     layouts,
     levels,
     make_term,
@@ -36,12 +37,12 @@ OUTPUTS = ["probabilities", "log_probabilities", "labels"]
 def infer_reference(
     unary: Tensor, terms: list[Term], dtype: torch.dtype, case: Case = CASE, iterations: int = 5, **settings: Any
 ) -> Tensor:
-    options = {"damping": 0.0, "tol": -1.0, "output": "probabilities"} | settings
+    options = {"damping": 0.0, "tol": -1.0, "output": "probabilities", "precision": "fp32"} | settings
     lattices = [tensor for term in terms for tensor in on_cpu(term.lattice, dtype)]
     norms, compats = ([getattr(term, name).cpu().to(dtype) for term in terms] for name in ("norm", "compat"))
     names = [term.normalization for term in terms]
     unary = unary.cpu().to(dtype)
-    return reference.mean_field(unary, lattices, norms, names, compats, case.grid, iterations, *options.values())
+    return reference.mean_field(unary, lattices, norms, names, compats, case.grid, iterations, *options.values())[0]
 
 
 def assert_equals_reference(unary: Tensor, terms: list[Term], **settings: Any) -> None:
@@ -129,6 +130,7 @@ def test_empty(shape: tuple[int, ...], device: torch.device) -> None:
     unary = torch.zeros(shape, device=device)
     assert infer(unary, terms, case).shape == shape
     assert infer(unary, terms, case, output="labels").shape == (shape[0], shape[2])
+    assert infer_with_status(unary, terms, case)[1].tolist() == [0] * shape[0]
 
 
 @pytest.mark.parametrize("damping", [0.0, 0.4])
@@ -231,3 +233,20 @@ def test_log_probabilities_reach_where_probabilities_end(device: torch.device) -
 def test_ties_go_to_the_first_label(labels: int, device: torch.device) -> None:
     terms = [make_term(SMALL, levels(1, 1, 20).to(device), compatibility("potts", labels))]
     assert (infer(torch.zeros(1, labels, 20, device=device), terms, SMALL, output="labels") == 0).all()
+
+
+@pytest.mark.parametrize("output", OUTPUTS)
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_precision_and_status(precision: str, output: str, rung: str, device: torch.device) -> None:
+    """Rows of vertices in half precision carry 11 bits through splat and blur; the CPU stores none."""
+    unary = noise(2, 5, CASE.points).float().to(device)
+    terms = [make_term(CASE, levels(2, 3, CASE.points).to(device), compatibility("diagonal", 5))]
+    got, status = infer_with_status(unary, terms, output=output, precision=precision)
+    assert status.dtype == torch.int64 and status.device == unary.device and status.tolist() == [0, 0]
+    expected = infer(unary, terms, output=output)
+    if rung == "cpu" or precision == "fp32":
+        assert torch.equal(got, expected)
+    elif output != "labels":
+        torch.testing.assert_close(got, expected, rtol=0, atol=0.02)
+    else:
+        assert (got != expected).float().mean() < 0.01

@@ -46,5 +46,5 @@ def test_opcheck(dtype: torch.dtype, output: str, device: torch.device) -> None:
         tensor.clone().requires_grad_(differentiable)
         for tensor in (noise(2, 3, 20, dtype=dtype).to(device), term.norm, term.compat)
     )
-    arguments = (unary, list(term.lattice), [norm], [term.normalization], [compat], SMALL.grid, 2, 0.1, -1.0, output)
-    torch.library.opcheck(ops.mean_field, arguments)
+    terms = (list(term.lattice), [norm], [term.normalization], [compat])
+    torch.library.opcheck(ops.mean_field, (unary, *terms, SMALL.grid, 2, 0.1, -1.0, output, "fp32"))

@@ -47,7 +47,10 @@ def parts(
 
 
 def unroll(unary: Tensor, terms: list[Term], case: Case = CASE, iterations: int = 4, logarithm: bool = False) -> Any:
-    return ops._mean_field_unrolled(unary, [], *parts(terms), case.grid, iterations, logarithm)
+    """The result and its history."""
+    *outputs, status = ops._mean_field_unrolled(unary, [], *parts(terms), case.grid, iterations, logarithm)
+    assert status.tolist() == [0] * unary.shape[0]
+    return outputs
 
 
 def pull_back(

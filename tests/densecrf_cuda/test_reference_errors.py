@@ -105,7 +105,7 @@ def unary_with(value: float, labels: int | slice = 1) -> Tensor:
 def mean_field_arguments(lattice: list[Tensor], **changes: Any) -> dict[str, Any]:
     arguments: dict[str, Any] = {"unary": torch.zeros(2, 3, 20), "lattices": lattice, "norms": [torch.ones(2, 20)]}
     arguments |= {"normalizations": ["symmetric"], "compats": [torch.tensor(2.0)], "grid": GRID, "iterations": 2}
-    return arguments | {"damping": 0.0, "tol": -1.0, "output": "probabilities"} | changes
+    return arguments | {"damping": 0.0, "tol": -1.0, "output": "probabilities", "precision": "fp32"} | changes
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def mean_field_arguments(lattice: list[Tensor], **changes: Any) -> dict[str, Any
         ),
         ({"unary": torch.zeros(2, 3, 5)}, ValueError, r"unary must be \[B, C, 20\]"),
         ({"unary": torch.zeros(5, 3, 20)}, ValueError, "batch of every lattice .* 5, got 2"),
-        ({"lattices": []}, ValueError, "lattices must hold 10 tensors"),
+        ({"lattices": []}, ValueError, "lattices must hold 11 tensors"),
         ({"norms": []}, ValueError, "one entry for each of 1 kernels"),
         ({"norms": [torch.ones(20)]}, ValueError, "norm must be"),
         ({"normalizations": ["mean"]}, ValueError, "normalization must be one of .* got 'mean'"),
@@ -132,6 +132,7 @@ def mean_field_arguments(lattice: list[Tensor], **changes: Any) -> dict[str, Any
         ({"damping": 1.0}, ValueError, "damping must be in .* got 1.0"),
         ({"damping": -0.1}, ValueError, "damping"),
         ({"output": "map"}, ValueError, "output must be one of .* got 'map'"),
+        ({"precision": "half"}, ValueError, "precision must be one of fp32, fp16, got 'half'"),
     ],
 )
 def test_mean_field(lattice: list[Tensor], changes: dict[str, Any], error: type[Exception], message: str) -> None:
@@ -149,14 +150,14 @@ def test_empty_lattice(batch: int, grid: tuple[int, ...]) -> None:
     assert reference.lattice_filter(values, None, None, None, lattice, grid, False).shape == values.shape
     unary = torch.zeros(batch, 3, points)
     arguments = mean_field_arguments(list(lattice), unary=unary, norms=[torch.ones(batch, points)], grid=grid)
-    assert reference.mean_field(**arguments).shape == unary.shape
-    assert reference.mean_field(**(arguments | {"output": "labels"})).shape == (batch, points)
+    assert reference.mean_field(**arguments)[0].shape == unary.shape
+    assert reference.mean_field(**(arguments | {"output": "labels"}))[0].shape == (batch, points)
 
 
 def test_no_channels(lattice: list[Tensor]) -> None:
     values = torch.zeros(2, 20, 0)
     assert reference.lattice_filter(values, None, None, None, lattice, GRID, False).shape == values.shape
     arguments = mean_field_arguments(lattice, unary=torch.zeros(2, 0, 20))
-    assert reference.mean_field(**arguments).shape == (2, 0, 20)
+    assert reference.mean_field(**arguments)[0].shape == (2, 0, 20)
     with pytest.raises(ValueError, match="labels need at least one label"):
         reference.mean_field(**(arguments | {"output": "labels"}))

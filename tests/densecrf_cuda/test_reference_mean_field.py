@@ -97,9 +97,9 @@ def refine(
             no_norm if normalization == "none" else reference.normalization_scale(lattice, grid, normalization)
         )
     tensors = [torch.tensor(compat, dtype=dtype) for compat in compats]
-    options = {"damping": 0.0, "tol": -1.0, "output": "probabilities"} | settings
+    options = {"damping": 0.0, "tol": -1.0, "output": "probabilities", "precision": "fp32"} | settings
     energies, names = torch.from_numpy(unary).to(dtype)[None], [normalization] * len(compats)
-    return reference.mean_field(energies, lattices, norms, names, tensors, grid, iterations, **options)[0]
+    return reference.mean_field(energies, lattices, norms, names, tensors, grid, iterations, **options)[0][0]
 
 
 @pytest.mark.parametrize(("name", "normalization"), ORACLE)
@@ -208,8 +208,8 @@ def test_every_image_stops_by_itself() -> None:
     unaries = torch.from_numpy(np.stack([pattern_unary(3, 8, 12), 10 * pattern_unary(3, 8, 12)]))
 
     def run(unary: Tensor, iterations: int, tol: float) -> Tensor:
-        settings = (iterations, 0.0, tol, "probabilities")
-        return reference.mean_field(unary, lattice, [norm], ["symmetric"], [torch.tensor(2.0)], grid, *settings)
+        settings = (iterations, 0.0, tol, "probabilities", "fp32")
+        return reference.mean_field(unary, lattice, [norm], ["symmetric"], [torch.tensor(2.0)], grid, *settings)[0]
 
     tol, stops = 0.003, []
     together = run(unaries, 15, tol)
@@ -234,7 +234,8 @@ def test_forbidden_label_has_probability_zero(damping: float) -> None:
 
 def test_no_kernels_and_half() -> None:
     unary = torch.from_numpy(pattern_unary(3, 8, 12))[None].half()
-    q = reference.mean_field(unary, [], [], [], [], (8, 12), 3, 0.0, -1.0, "probabilities")
+    q, status = reference.mean_field(unary, [], [], [], [], (8, 12), 3, 0.0, -1.0, "probabilities", "fp16")
+    assert status.tolist() == [0]
     assert torch.equal(q, (-unary.float()).softmax(1).half())
 
 
@@ -247,7 +248,7 @@ def test_differentiable() -> None:
     compat = torch.tensor(COMPATS["matrix"][0], dtype=torch.float64, requires_grad=True)
 
     def run(unary: Tensor, norm: Tensor, compat: Tensor) -> Tensor:
-        settings = (2, 0.1, -1.0, "log_probabilities")
-        return reference.mean_field(unary, lattice, [norm], ["symmetric"], [compat], grid, *settings)
+        settings = (2, 0.1, -1.0, "log_probabilities", "fp32")
+        return reference.mean_field(unary, lattice, [norm], ["symmetric"], [compat], grid, *settings)[0]
 
     assert torch.autograd.gradcheck(run, (unary, norm, compat))
