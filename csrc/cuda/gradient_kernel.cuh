@@ -48,7 +48,7 @@ __global__ void __launch_bounds__(kBlockThreads, kUpdateBlocks<R, HasMatrix>)
   // 1. The gradient of Q: that of the result, or what all terms hand back.
   if (inside) {
     const float* grad = problem.grad.at(image, point);
-#pragma unroll
+#pragma unroll 8
     for (int c = 0; c < R * kVector; ++c)
       tile_x[p * stride + c / kVector].of[c % kVector] =
           first && c < channels ? grad[c * problem.grad.channel_stride] : 0.0f;

@@ -133,8 +133,11 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>, std::vector<Tensor>> mean_field_
   if (grad.numel() > 0)
     dispatch(inputs.type, [&](auto zero) {
       using T = decltype(zero);
-      grad_unary =
-          backward_in_steps<T>(inputs, logarithm, wants_products, products, grad_features, grad_norms, scope.stream());
+      // What makes the filters gets its gradients in steps alone.
+      grad_unary = fuses<T>(inputs.terms, inputs.channels()) && grad_features.empty()
+                       ? backward_together(inputs, logarithm, wants_products, products, scope.stream())
+                       : backward_in_steps<T>(inputs, logarithm, wants_products, products, grad_features, grad_norms,
+                                              scope.stream());
     });
   return {grad_unary.to(grad.scalar_type()), products.sum(0), grad_features, grad_norms};
 }

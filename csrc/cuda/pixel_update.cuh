@@ -38,68 +38,69 @@ __device__ __forceinline__ void check_number(const MeanFieldProblem<T>& problem,
   atomicMax(problem.faults + image, static_cast<unsigned long long>(kNoFault - word));
 }
 
+// Labels by vectors of four; R vectors for each pixel.
 template <int R>
-struct PixelRow;
+struct PixelRow {
+  Vector<float, kVector> of[R];
 
-// From the logits of a pixel to its Q, in place; writes what is due and returns the largest change of a probability.
+  __device__ float& at(int channel) { return of[channel / kVector].of[channel % kVector]; }
+};
+
+// From the logits of a pixel to its Q, in place; `row` is in shared memory, padded with -infinity, which becomes 0.
+// Writes what is due and returns the largest change of a probability. The loops over what goes to memory read the row
+// again: unrolled over registers, their addresses would need more registers than there are.
 template <int R>
 __device__ __forceinline__ float update_pixel(const MeanFieldProblem<float>& problem, int64_t image, int64_t point,
-                                              int iteration, PixelRow<R>& x) {
+                                              int iteration, Vector<float, kVector>* row) {
   constexpr int padded = R * kVector;
   const int channels = problem.channels;
-  const int64_t first = image * channels * problem.points() + point;  // of planes [B, C, N]
+  const int64_t points = problem.points(), first = image * channels * points + point;  // of planes [B, C, N]
+  float* values = row->of;
+  const bool writes = problem.writes(iteration), mixes = problem.damping > 0.0f && iteration > 0;
+  const bool logarithms = writes && problem.output == Output::log_probabilities;
+  PixelRow<R> x;
   float highest = -INFINITY, sum = 0.0f, changed = 0.0f;
 #pragma unroll
+  for (int i = 0; i < R; ++i) x.of[i] = row[i];
+#pragma unroll
   for (int c = 0; c < padded; ++c) highest = x.at(c) > highest ? x.at(c) : highest;
-  const bool writes = problem.writes(iteration);
-  const bool mixes = problem.damping > 0.0f && iteration > 0;
-  const bool logarithms = writes && problem.output == Output::log_probabilities;
-  if (logarithms && !mixes) {
-#pragma unroll
-    for (int c = 0; c < padded; ++c) sum += exponential(x.at(c) - highest);
-    const float shift = logf(sum);
-#pragma unroll
-    for (int c = 0; c < padded; ++c)
-      if (c < channels) problem.out[first + c * problem.points()] = (x.at(c) - highest) - shift;
-    sum = 0.0f;
-  }
 #pragma unroll
   for (int c = 0; c < padded; ++c) {
     x.at(c) = exponential(x.at(c) - highest);
     sum += x.at(c);
   }
+  if (logarithms && !mixes) {
+    const float shift = logf(sum);
+#pragma unroll 4
+    for (int c = 0; c < channels; ++c) problem.out[first + c * points] = (values[c] - highest) - shift;
+  }
   const float inverse = 1.0f / sum;
 #pragma unroll
   for (int c = 0; c < padded; ++c) x.at(c) *= inverse;
+#pragma unroll
+  for (int i = 0; i < R; ++i) row[i] = x.of[i];
   check_number(problem, image, point, iteration, x.at(0));
   if (problem.kept) {
-#pragma unroll
-    for (int c = 0; c < padded; ++c) {
-      if (c >= channels) continue;
-      float& before = problem.kept[first + c * problem.points()];
+#pragma unroll 4
+    for (int c = 0; c < channels; ++c) {
+      float& before = problem.kept[first + c * points];
       if (iteration > 0) {
-        x.at(c) = problem.damping * before + (1.0f - problem.damping) * x.at(c);
-        changed = fabsf(x.at(c) - before) > changed ? fabsf(x.at(c) - before) : changed;
+        values[c] = problem.damping * before + (1.0f - problem.damping) * values[c];
+        changed = fabsf(values[c] - before) > changed ? fabsf(values[c] - before) : changed;
       }
-      before = x.at(c);
+      before = values[c];
     }
   }
   if (!writes || (logarithms && !mixes)) return changed;
   if (problem.output == Output::labels) {
     int best = 0;
-    float most = x.at(0);
-#pragma unroll
-    for (int c = 1; c < padded; ++c) {
-      if (c >= channels || !(x.at(c) > most)) continue;
-      best = c;
-      most = x.at(c);
-    }
-    problem.labels[image * problem.points() + point] = best;
+    for (int c = 1; c < channels; ++c)
+      if (values[c] > values[best]) best = c;
+    problem.labels[image * points + point] = best;
     return changed;
   }
-#pragma unroll
-  for (int c = 0; c < padded; ++c)
-    if (c < channels) problem.out[first + c * problem.points()] = logarithms ? logf(x.at(c)) : x.at(c);
+#pragma unroll 4
+  for (int c = 0; c < channels; ++c) problem.out[first + c * points] = logarithms ? logf(values[c]) : values[c];
   return changed;
 }
 

@@ -10,14 +10,6 @@
 
 namespace densecrf::cuda {
 
-// Labels by vectors of four; R vectors for each pixel.
-template <int R>
-struct PixelRow {
-  Vector<float, kVector> of[R];
-
-  __device__ float& at(int channel) { return of[channel / kVector].of[channel % kVector]; }
-};
-
 // y of one entry: its corners' vertices, weighted.
 template <int R, class S>
 __device__ __forceinline__ PixelRow<R> slice_entry(const RowBuffers<float, S>& rows, const TilePlace& place, int e) {
@@ -105,7 +97,9 @@ void with_vectors(int channels, Function function) {
 
 // As many blocks to a multiprocessor as leave each thread the registers it needs.
 template <int R, bool HasMatrix>
-constexpr int kUpdateBlocks = HasMatrix || R > 4 ? 2 : 3;
+constexpr int kUpdateBlocks = HasMatrix && R > 3   ? 1
+                              : HasMatrix || R > 1 ? 2
+                                                   : 3;
 
 template <int R, bool HasMatrix, class S>
 __global__ void __launch_bounds__(kBlockThreads, kUpdateBlocks<R, HasMatrix>)
@@ -126,7 +120,7 @@ __global__ void __launch_bounds__(kBlockThreads, kUpdateBlocks<R, HasMatrix>)
   // 1. Logits: the unary, then the energies of all terms. Entries of a lattice have an order of their own.
   if (inside) {
     const float* unary = problem.unary.at(image, point);
-#pragma unroll
+#pragma unroll 8
     for (int c = 0; c < R * kVector; ++c)
       tile_x[p * stride + c / kVector].of[c % kVector] =
           c < channels ? -unary[c * problem.unary.channel_stride] : -INFINITY;
@@ -153,14 +147,7 @@ __global__ void __launch_bounds__(kBlockThreads, kUpdateBlocks<R, HasMatrix>)
 
   // 2. Q of the pixel, in registers.
   float changed = 0.0f;
-  if (inside) {
-    PixelRow<R> x;
-#pragma unroll
-    for (int i = 0; i < R; ++i) x.of[i] = tile_x[p * stride + i];
-    changed = update_pixel<R>(problem, image, point, iteration, x);
-#pragma unroll
-    for (int i = 0; i < R; ++i) tile_x[p * stride + i] = x.of[i];
-  }
+  if (inside) changed = update_pixel<R>(problem, image, point, iteration, tile_x + p * stride);
   if (problem.change) report_change(problem, image, iteration, changed);
   if (iteration == problem.iterations) return;
   __syncthreads();
