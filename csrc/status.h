@@ -28,6 +28,7 @@ HOST_DEVICE constexpr uint64_t feature_fault(Fault fault, int64_t point, int dim
   return fault_word(fault, static_cast<uint64_t>(point) << kDimensionBits | static_cast<uint64_t>(dimension));
 }
 
+// `point` counts in its own image: there is a word for each.
 HOST_DEVICE constexpr uint64_t update_fault(Fault fault, int iteration, int64_t point) {
   return fault_word(fault, static_cast<uint64_t>(iteration < 0xFFFF ? iteration : 0xFFFF) << kPointBits |
                                static_cast<uint64_t>(point));

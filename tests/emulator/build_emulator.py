@@ -1,4 +1,11 @@
-"""Compiles the CUDA kernels, their glue and the emulator with g++ into one library; again only what has changed."""
+"""Compiles the CUDA kernels, their glue and the emulator with g++ into one library; again only what has changed.
+
+As a program it prints the library's path. The sanitized one needs the sanitizers' own libraries to be loaded first:
+
+    library=$(python tests/emulator/build_emulator.py --sanitize)
+    DENSECRF_EMULATOR_LIBRARY=$library ASAN_OPTIONS=detect_leaks=0:alloc_dealloc_mismatch=0 PYTHONMALLOC=malloc \\
+        LD_PRELOAD="$(g++ -print-file-name=libasan.so) $(g++ -print-file-name=libubsan.so)" pytest tests -k emulated
+"""
 
 from __future__ import annotations
 
@@ -8,6 +15,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +41,7 @@ FLAGS = (
 )
 # A section for each variable, so that the linker's script finds those in shared memory.
 KERNEL_FLAGS = ("-x", "c++", "-fdata-sections")
+SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g")
 
 
 class Mutation(NamedTuple):
@@ -113,12 +122,12 @@ def _make(target: Path, command: list[str]) -> Path:
     return target
 
 
-def _object(source: Path, csrc: Path, folder: Path) -> Path:
+def _object(source: Path, csrc: Path, folder: Path, extra: tuple[str, ...]) -> Path:
     kernel = source.suffix == ".cu"
     includes = [f"-I{EMULATOR}", f"-I{csrc}"]
     if not kernel:
         includes += [f"-isystem{path}" for path in TORCH_INCLUDES]
-    flags = [*FLAGS, *(KERNEL_FLAGS if kernel else ())]
+    flags = [*FLAGS, *extra, *(KERNEL_FLAGS if kernel else ())]
     parts = [part for item in sorted(_contents(source, csrc).items()) for part in item]
     name = f"{_digest(COMPILER, *flags, *parts)}-{source.name}.o"
     return _make(folder / name, [COMPILER, *flags, *includes, "-c", str(source)])
@@ -141,18 +150,18 @@ def _mutated(mutation: Mutation | None) -> Iterator[Path]:
         yield csrc
 
 
-def build(mutation: Mutation | None = None) -> Path:
+def build(mutation: Mutation | None = None, sanitize: bool = False) -> Path:
     """Build what has changed since the last time, and return the library."""
-    folder = build_folder()
+    folder, extra = build_folder(), SANITIZERS if sanitize else ()
     with _locked(folder), _mutated(mutation) as csrc:
         # one source at a time for each processor, the slow ones first
         ordered = sorted(sources(csrc), key=lambda path: path.suffix != ".cpp")
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            objects = list(pool.map(lambda source: str(_object(source, csrc, folder)), ordered))
+            objects = list(pool.map(lambda source: str(_object(source, csrc, folder, extra)), ordered))
         libraries = [f"-L{TORCH / 'lib'}", "-lc10", "-ltorch_cpu", "-ltorch"]
-        command = [COMPILER, "-shared", "-Wl,-z,defs", f"-Wl,-T,{LINKER_SCRIPT}", *objects, *libraries]
+        command = [COMPILER, *extra, "-shared", "-Wl,-z,defs", f"-Wl,-T,{LINKER_SCRIPT}", *objects, *libraries]
         return _make(folder / f"{_digest(*command, LINKER_SCRIPT.read_bytes())}.so", command)
 
 
 if __name__ == "__main__":
-    print(build())
+    print(build(sanitize="--sanitize" in sys.argv[1:]))
