@@ -29,8 +29,6 @@ template <int R, bool HasMatrix>
 __global__ void __launch_bounds__(kBlockThreads, kUpdateBlocks<R, HasMatrix>)
     gradient_kernel(MeanFieldGradient problem, FusedTerms<float> terms, int iteration) {
   DENSECRF_DYNAMIC_SHARED(char, memory);
-  __shared__ float scales[kTilePoints];
-  __shared__ int16_t positions[kTilePoints];
   __shared__ float sums[kBlockThreads / kWarpThreads * R * kVector];
   constexpr int stride = tile_stride(R);
   auto* tile_x = reinterpret_cast<Vector<float, kVector>*>(memory);  // [points][stride]: gradients of Q, then of logits
@@ -39,7 +37,7 @@ __global__ void __launch_bounds__(kBlockThreads, kUpdateBlocks<R, HasMatrix>)
   const int64_t image = blockIdx.x / problem.grid.tiles(), points = problem.grid.points();
   const Tile tile = problem.grid.tile(blockIdx.x % problem.grid.tiles());
   const bool inside = p < tile.points(), first = iteration == problem.iterations;
-  const int64_t point = problem.grid.raster(tile, p / tile.cols) + p % tile.cols;
+  const int64_t point = raster_of(problem.grid, tile, p);
   const BatchView<const float> q_of = first
                                           ? problem.result
                                           : BatchView<const float>{problem.history + iteration * points * channels,
@@ -66,7 +64,7 @@ __global__ void __launch_bounds__(kBlockThreads, kUpdateBlocks<R, HasMatrix>)
     if (inside) {
       const TilePlace place(rows.lattice, blockIdx.x);
       const int at = place.position(rows.lattice, p);
-      const int64_t own = problem.grid.raster(tile, at / tile.cols) + at % tile.cols;
+      const int64_t own = raster_of(problem.grid, tile, at);
       const float factor = failed ? not_a_number<float>() : term.gain * term.slice_scale.at(image, own);
       if (!failed) y = slice_entry<R>(rows, place, p);
       subtract_energy<R, HasMatrix>(term, matrix, channels, factor, y, tile_x + at * stride);
@@ -106,18 +104,7 @@ __global__ void __launch_bounds__(kBlockThreads, kUpdateBlocks<R, HasMatrix>)
   }
   if (iteration == 0) return;
   __syncthreads();
-  for (int t = 0; t < terms.rows.count; ++t) {
-    const RowBuffers<float, float>& rows = terms.rows.of[t];
-    if (rows.lattice.failed()) continue;
-    const TilePlace place(rows.lattice, blockIdx.x);
-    if (inside) {
-      scales[p] = terms.of[t].splat_scale.at(image, point);
-      positions[p] = static_cast<int16_t>(place.position(rows.lattice, p));
-    }
-    __syncthreads();
-    splat_tile<float, float, kVector>(rows, place, tile_x, positions, scales);
-    __syncthreads();
-  }
+  splat_terms(terms, inside, image, point, tile_x);
 }
 
 }  // namespace densecrf::cuda

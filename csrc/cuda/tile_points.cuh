@@ -7,6 +7,11 @@
 
 namespace densecrf::cuda {
 
+// The caller's number of the point at a position of a tile.
+__device__ __forceinline__ int64_t raster_of(const TileGrid& grid, const Tile& tile, int position) {
+  return grid.raster(tile, position / tile.cols) + position % tile.cols;
+}
+
 // One tile of one image of the values, and where the lattice keeps it.
 struct TilePlace {
   Tile tile;
@@ -28,10 +33,7 @@ struct TilePlace {
     const int order = lattice.point_order[first_point + entry];
     return order < 0 ? ~order : order;
   }
-  // The caller's number of the point at a position of the tile.
-  __device__ int64_t raster(const TileGrid& grid, int position) const {
-    return grid.raster(tile, position / tile.cols) + position % tile.cols;
-  }
+  __device__ int64_t raster(const TileGrid& grid, int position) const { return raster_of(grid, tile, position); }
 };
 
 // a / divisor for a below kTilePoints · divisor and divisors up to kMaxDimension + 1, by one multiplication.

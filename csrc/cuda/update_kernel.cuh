@@ -63,6 +63,28 @@ __device__ __forceinline__ void load_matrix(const float* compat, int channels, b
   }
 }
 
+// Partials of the block's tile for all lattices, from the rows of its points; each thread names its own point, where it
+// has one. The whole block calls it.
+template <class S>
+__device__ __forceinline__ void splat_terms(const FusedTerms<S>& terms, bool inside, int64_t image, int64_t point,
+                                            const Vector<float, kVector>* tile_x) {
+  __shared__ float scales[kTilePoints];
+  __shared__ int16_t positions[kTilePoints];
+  const int p = threadIdx.x;
+  for (int t = 0; t < terms.rows.count; ++t) {
+    const RowBuffers<float, S>& rows = terms.rows.of[t];
+    if (rows.lattice.failed()) continue;
+    const TilePlace place(rows.lattice, blockIdx.x);
+    if (inside) {
+      scales[p] = terms.of[t].splat_scale.at(image, point);
+      positions[p] = static_cast<int16_t>(place.position(rows.lattice, p));
+    }
+    __syncthreads();
+    splat_tile<float, S, kVector>(rows, place, tile_x, positions, scales);
+    __syncthreads();
+  }
+}
+
 // Bytes of shared memory of one tile, and of a matrix where there is one.
 template <int R>
 constexpr int64_t update_memory(bool matrix) {
@@ -105,8 +127,6 @@ template <int R, bool HasMatrix, class S>
 __global__ void __launch_bounds__(kBlockThreads, kUpdateBlocks<R, HasMatrix>)
     update_kernel(MeanFieldProblem<float> problem, FusedTerms<S> terms, int iteration) {
   DENSECRF_DYNAMIC_SHARED(char, memory);
-  __shared__ float scales[kTilePoints];
-  __shared__ int16_t positions[kTilePoints];
   constexpr int stride = tile_stride(R);
   auto* tile_x = reinterpret_cast<Vector<float, kVector>*>(memory);  // [points][stride]: logits, then Q
   auto* matrix = tile_x + kTilePoints * stride;                      // [R · kVector][R], where a term has one
@@ -115,7 +135,7 @@ __global__ void __launch_bounds__(kBlockThreads, kUpdateBlocks<R, HasMatrix>)
   if (has_stopped(problem, image, iteration)) return;
   const Tile tile = problem.grid.tile(blockIdx.x % problem.grid.tiles());
   const bool inside = p < tile.points();
-  const int64_t point = problem.grid.raster(tile, p / tile.cols) + p % tile.cols;
+  const int64_t point = raster_of(problem.grid, tile, p);
 
   // 1. Logits: the unary, then the energies of all terms. Entries of a lattice have an order of their own.
   if (inside) {
@@ -137,7 +157,7 @@ __global__ void __launch_bounds__(kBlockThreads, kUpdateBlocks<R, HasMatrix>)
     if (inside) {
       const TilePlace place(rows.lattice, blockIdx.x);
       const int at = place.position(rows.lattice, p);
-      const int64_t own = problem.grid.raster(tile, at / tile.cols) + at % tile.cols;
+      const int64_t own = raster_of(problem.grid, tile, at);
       const float factor = term.gain * term.slice_scale.at(image, own);
       PixelRow<R> y = slice_entry<R>(rows, place, p);
       subtract_energy<R, HasMatrix>(term, matrix, channels, factor, y, tile_x + at * stride);
@@ -158,22 +178,11 @@ __global__ void __launch_bounds__(kBlockThreads, kUpdateBlocks<R, HasMatrix>)
     const auto* q = reinterpret_cast<const float*>(tile_x);
     for (int i = p; i < tile.points() * channels; i += kBlockThreads) {
       const int at = i / channels, c = i % channels;
-      const int64_t n = problem.grid.raster(tile, at / tile.cols) + at % tile.cols;
+      const int64_t n = raster_of(problem.grid, tile, at);
       history[n * channels + c] = q[at * stride * kVector + c];
     }
   }
-  for (int t = 0; t < terms.rows.count; ++t) {
-    const RowBuffers<float, S>& rows = terms.rows.of[t];
-    if (rows.lattice.failed()) continue;
-    const TilePlace place(rows.lattice, blockIdx.x);
-    if (inside) {
-      scales[p] = terms.of[t].splat_scale.at(image, point);
-      positions[p] = static_cast<int16_t>(place.position(rows.lattice, p));
-    }
-    __syncthreads();
-    splat_tile<float, S, kVector>(rows, place, tile_x, positions, scales);
-    __syncthreads();
-  }
+  splat_terms(terms, inside, image, point, tile_x);
 }
 
 }  // namespace densecrf::cuda
