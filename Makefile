@@ -1,6 +1,7 @@
 # make demo    refine a photo and write a picture          make test   run the whole test suite
 # make lint    ruff and clang-format                       make types  mypy
 # make ctest   C++ tests (SANITIZE=1: with sanitizers)     make bench  benchmarks
+# make docs    the documentation, in build/site
 # make wheel   a wheel for this torch, in dist/            make sdist  a source archive, in dist/
 #
 # make gpu-test   with a GPU: the whole test suite, then compute-sanitizer
@@ -39,7 +40,7 @@ BUILD := $(shell { cksum $(SOURCES); echo '$(WITH_CUDA) $(DEV_ARCHS)'; } 2>/dev/
 DEV := $(shell cksum < pyproject.toml | tr ' ' '-')
 CXX_FILES := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo test doctest lint format types ctest bench wheel sdist gpu-test gpu-bench resources install dev clean
+.PHONY: demo test doctest docs lint format types ctest bench wheel sdist gpu-test gpu-bench resources install dev clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.stamp-demo $(VENV)/.stamp-package-$(BUILD)
@@ -50,6 +51,9 @@ test: dev
 
 doctest: dev
 	$(BIN)/pytest -c pyproject.toml --rootdir=. --doctest-modules --pyargs densecrf_cuda
+
+docs: dev
+	$(BIN)/mkdocs build --strict --site-dir build/site
 
 lint: $(VENV)/.stamp-dev-$(DEV)
 	$(BIN)/ruff check .
