@@ -4,6 +4,7 @@ from ._library import HAS_EXTENSION
 from ._version import __version__
 from ._waiting import no_sync
 from .crf import DenseCRF
+from .crf_rnn import CRFRNN
 from .dense import dense_attention_filter, dense_filter
 from .graph import GraphedCRF
 from .lattice import Lattice, permutohedral_filter
@@ -12,6 +13,7 @@ from .potentials import Bilateral, Features, Gaussian
 from .unary import unary_from_labels, unary_from_logits, unary_from_probabilities, unary_from_scribbles
 
 __all__ = [
+    "CRFRNN",
     "HAS_EXTENSION",
     "Bilateral",
     "DenseCRF",

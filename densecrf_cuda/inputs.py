@@ -94,25 +94,28 @@ class Problem:
         return []
 
 
-def read_problem(unary: Any, image: Any, num_classes: int, kernels: Iterable[Any], spatial_dims: int | None) -> Problem:
-    """Check unary and image against each other and against what the kernels need."""
+def read_problem(
+    unary: Any, image: Any, num_classes: int, kernels: Iterable[Any], spatial_dims: int | None, *, name: str = "unary"
+) -> Problem:
+    """Check unary and image against each other and against what the kernels need; `name` is what a user calls it."""
     if not isinstance(unary, Tensor):
-        raise TypeError(f"unary must be a torch.Tensor, got {type(unary).__name__}")
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(unary).__name__}")
     if not unary.is_floating_point():
-        raise TypeError(f"unary must have a floating dtype, energies -log p, got {unary.dtype}")
+        energies = ", energies -log p" if name == "unary" else ""
+        raise TypeError(f"{name} must have a floating dtype{energies}, got {unary.dtype}")
     kernels = list(kernels)
     dims = spatial_dims or _infer_spatial_dims(unary, num_classes, kernels)
-    batched = _add_batch("unary", "C", unary, dims)
+    batched = _add_batch(name, "C", unary, dims)
     grid = tuple(batched.shape[2:])
     if batched.shape[1] != num_classes:
         hint = ": the labels look like the last axis, permute them" if unary.shape[-1] == num_classes else ""
         raise ValueError(
-            f"unary must be [B, {num_classes}, *spatial] or [{num_classes}, *spatial] for {num_classes} classes, got "
+            f"{name} must be [B, {num_classes}, *spatial] or [{num_classes}, *spatial] for {num_classes} classes, got "
             f"{tuple(unary.shape)}{hint}"
         )
     if math.prod(grid) == 0:
-        raise ValueError(f"unary must have at least one point, got shape {tuple(unary.shape)}")
-    flat_image = None if image is None else _read_image(image, batched, dims)
+        raise ValueError(f"{name} must have at least one point, got shape {tuple(unary.shape)}")
+    flat_image = None if image is None else _read_image(image, batched, dims, name)
     batch_shape = (batched.shape[0],) if unary.dim() == dims + 2 else ()
     return Problem(batched.flatten(2), flat_image, image, grid, batch_shape)
 
@@ -140,7 +143,7 @@ def _add_batch(name: str, letter: str, tensor: Tensor, dims: int) -> Tensor:
     return tensor if tensor.dim() == dims + 2 else tensor[None]
 
 
-def _read_image(image: Any, unary: Tensor, dims: int) -> Tensor:
+def _read_image(image: Any, unary: Tensor, dims: int, name: str) -> Tensor:
     if not isinstance(image, Tensor):
         raise TypeError(f"image must be a torch.Tensor, got {type(image).__name__}")
     if not (image.is_floating_point() or image.dtype == torch.uint8):
@@ -153,11 +156,11 @@ def _read_image(image: Any, unary: Tensor, dims: int) -> Tensor:
             hint = ": width and height look swapped"
         elif tuple(image.shape[-3:-1]) == grid:
             hint = ": the channels look like the last axis, permute them"
-        raise ValueError(f"image must have the spatial shape of unary, {grid}, got shape {tuple(image.shape)}{hint}")
+        raise ValueError(f"image must have the spatial shape of {name}, {grid}, got shape {tuple(image.shape)}{hint}")
     if batched.shape[0] != unary.shape[0]:
-        raise ValueError(f"image must have the batch of unary, {unary.shape[0]}, got {batched.shape[0]}")
+        raise ValueError(f"image must have the batch of {name}, {unary.shape[0]}, got {batched.shape[0]}")
     if batched.shape[1] == 0:
         raise ValueError(f"image must have at least one channel, got shape {tuple(image.shape)}")
     if image.device != unary.device:
-        raise ValueError(f"image must be on the device of unary, {unary.device}, got {image.device}")
+        raise ValueError(f"image must be on the device of {name}, {unary.device}, got {image.device}")
     return batched.flatten(2)
