@@ -9,6 +9,7 @@ from .dense import dense_attention_filter, dense_filter
 from .graph import GraphedCRF
 from .lattice import Lattice, permutohedral_filter
 from .lattice_cache import clear_lattice_cache
+from .loss import CRFLoss, crf_loss
 from .potentials import Bilateral, Features, Gaussian
 from .unary import unary_from_labels, unary_from_logits, unary_from_probabilities, unary_from_scribbles
 
@@ -16,6 +17,7 @@ __all__ = [
     "CRFRNN",
     "HAS_EXTENSION",
     "Bilateral",
+    "CRFLoss",
     "DenseCRF",
     "Features",
     "Gaussian",
@@ -23,6 +25,7 @@ __all__ = [
     "Lattice",
     "__version__",
     "clear_lattice_cache",
+    "crf_loss",
     "dense_attention_filter",
     "dense_filter",
     "no_sync",
