@@ -6,6 +6,7 @@ from ._waiting import no_sync
 from .crf import DenseCRF
 from .crf_rnn import CRFRNN
 from .dense import dense_attention_filter, dense_filter
+from .fit import FitEpoch, FitResult, evaluate_crf, fit_crf
 from .graph import GraphedCRF
 from .lattice import Lattice, permutohedral_filter
 from .lattice_cache import clear_lattice_cache
@@ -20,6 +21,8 @@ __all__ = [
     "CRFLoss",
     "DenseCRF",
     "Features",
+    "FitEpoch",
+    "FitResult",
     "Gaussian",
     "GraphedCRF",
     "Lattice",
@@ -28,6 +31,8 @@ __all__ = [
     "crf_loss",
     "dense_attention_filter",
     "dense_filter",
+    "evaluate_crf",
+    "fit_crf",
     "no_sync",
     "permutohedral_filter",
     "unary_from_labels",

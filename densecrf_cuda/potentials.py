@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
-from .bandwidths import Bandwidth, parse_bandwidth
+from .bandwidths import Bandwidth, Numbers, parse_bandwidth
 from .compatibility import Compat
 from .reference.filter import NORMALIZATIONS
 
-__all__ = ["Bilateral", "Features", "Gaussian", "Potential", "parse_normalization"]
+__all__ = ["Bilateral", "Features", "Gaussian", "Potential", "describe", "parse_normalization"]
 
 _PYDENSECRF_NAMES = {
     "no_normalization": "none",
@@ -35,6 +35,17 @@ def parse_normalization(normalization: str) -> str:
     if name not in NORMALIZATIONS:
         raise ValueError(f"normalization must be one of {', '.join(NORMALIZATIONS)}, got {normalization!r}")
     return name
+
+
+def describe(kind: str, bandwidths: Mapping[str, Numbers], compat: Compat, weight: float) -> str:
+    """A potential as its class would be called.
+
+    Example:
+        >>> describe("Gaussian", {"sxy": 3.0}, 2, 1.0)
+        'Gaussian(sxy=3.0, compat=2, weight=1.0)'
+    """
+    widths = ", ".join(f"{name}={bandwidth}" for name, bandwidth in bandwidths.items())
+    return f"{kind}({widths}, compat={compat}, weight={weight})"
 
 
 class Potential:
@@ -61,8 +72,7 @@ class Potential:
         self.normalization = None if normalization is None else parse_normalization(normalization)
 
     def __repr__(self) -> str:
-        bandwidths = ", ".join(f"{name}={bandwidth}" for name, bandwidth in self.bandwidths.items())
-        return f"{type(self).__name__}({bandwidths}, compat={self.compat}, weight={self.weight})"
+        return describe(type(self).__name__, self.bandwidths, self.compat, self.weight)
 
 
 class Gaussian(Potential):

@@ -15,7 +15,7 @@ from .inference import DenseTerm, LatticeTerm
 from .inputs import Problem
 from .lattice import Lattice
 from .lattice_cache import spatial_lattice
-from .potentials import Features, Potential
+from .potentials import Features, Potential, describe
 from .reference import lattice_features
 from .reference.filter import norm_of_row_sums
 
@@ -41,15 +41,13 @@ class PairwiseTerm(nn.Module):
         self.normalization = potential.normalization or default_normalization
         self.coordinates = potential.coordinates
         self.needs_image = potential.needs_image
+        self.kind = type(potential).__name__
         self.description = repr(potential)
         self._hold("weight", torch.tensor(potential.weight, dtype=torch.float64), "weights" in trainable)
         self._hold("compat", parse_compat(potential.compat, num_classes), "compatibility" in trainable)
         self.bandwidths: dict[str, Numbers] = dict(potential.bandwidths)
-        for name, bandwidth in self.bandwidths.items():
-            if "bandwidths" in trainable:
-                logarithm = torch.tensor(bandwidth, dtype=torch.float64).log().to(torch.get_default_dtype())
-                self.register_buffer(f"initial_log_{name}", logarithm.clone())
-                self.register_parameter(f"log_{name}", nn.Parameter(logarithm))
+        if "bandwidths" in trainable:
+            self._train_bandwidths()
         features = potential.features if isinstance(potential, Features) else None
         if isinstance(features, Tensor) and not isinstance(features, nn.Parameter):
             self.register_buffer("features", features)
@@ -61,6 +59,56 @@ class PairwiseTerm(nn.Module):
             self.register_parameter(name, nn.Parameter(value.to(torch.get_default_dtype())))
         else:
             self.register_buffer(name, value)
+
+    def _train_bandwidths(self) -> None:
+        for name, bandwidth in self.bandwidths.items():
+            # on the device of what else is trained
+            logarithm = torch.tensor(bandwidth, dtype=torch.float64, device=self.weight.device).log()
+            logarithm = logarithm.to(torch.get_default_dtype())
+            self.register_buffer(f"initial_log_{name}", logarithm.clone())
+            self.register_parameter(f"log_{name}", nn.Parameter(logarithm))
+
+    @property
+    def trainable(self) -> tuple[str, ...]:
+        """Names of what is a parameter, as `DenseCRF` takes them."""
+        own = {
+            "weight": "weights",
+            "compat": "compatibility",
+            **{f"log_{name}": "bandwidths" for name in self.bandwidths},
+        }
+        return tuple(dict.fromkeys(own[name] for name, _ in self.named_parameters(recurse=False) if name in own))
+
+    def trained(self) -> list[nn.Parameter]:
+        """The parameters among weight, compatibility and log-bandwidths; not those of features."""
+        names = ("weight", "compat", *(f"log_{name}" for name in self.bandwidths))
+        own = dict(self.named_parameters(recurse=False))
+        return [own[name] for name in names if name in own]
+
+    def values(self) -> dict[str, Any]:
+        """Weight, compatibility and bandwidths as numbers and lists; waits for the device of trained ones."""
+        bandwidths: dict[str, Any] = dict(self.bandwidths)
+        for name in bandwidths:
+            if hasattr(self, f"log_{name}"):
+                count = len(bandwidths[name]) if isinstance(bandwidths[name], tuple) else 1
+                width = self.bandwidth_of(name, count, torch.float64, torch.device("cpu")).tolist()
+                bandwidths[name] = tuple(width) if isinstance(bandwidths[name], tuple) else width[0]
+        return {"weight": self.weight.item(), "compat": self.compat.tolist(), **bandwidths}
+
+    def set_trainable(self, trainable: tuple[str, ...]) -> None:
+        """Make parameters of what is named and fix the rest, all with the values that they have."""
+        values = self.values()
+        for name, what in (("weight", "weights"), ("compat", "compatibility")):
+            held = getattr(self, name).detach().clone()
+            delattr(self, name)
+            self._hold(name, held.double(), what in trainable)
+        for name in self.bandwidths:
+            self.bandwidths[name] = values[name]
+            if hasattr(self, f"log_{name}"):
+                delattr(self, f"log_{name}")
+                delattr(self, f"initial_log_{name}")
+        if "bandwidths" in trainable:
+            self._train_bandwidths()
+        self.description = describe(self.kind, self.bandwidths, values["compat"], values["weight"])
 
     def bandwidth_of(self, name: str, count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         """The bandwidth `name` of each of `count` dimensions, > 0."""
