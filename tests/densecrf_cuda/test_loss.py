@@ -128,10 +128,9 @@ def test_range(kind: str, device: torch.device) -> None:
 @pytest.mark.parametrize("kind", ["potts", "normalized_cut"])
 def test_one_channel_is_the_foreground_of_two(kind: str, device: torch.device) -> None:
     s, image = example(device, 2, labels=2)
-    assert torch.equal(
-        crf_loss(s[:, 1:], image, kernels=KERNELS, kind=kind),
-        crf_loss(torch.cat([1 - s[:, 1:], s[:, 1:]], 1), image, kernels=KERNELS, kind=kind),
-    )
+    both = torch.cat([1 - s[:, 1:], s[:, 1:]], 1)
+    one, two = (crf_loss(p, image, kernels=KERNELS, kind=kind) for p in (s[:, 1:], both))
+    torch.testing.assert_close(one, two, rtol=1e-13, atol=0)  # other strides, so torch may add in another order
 
 
 @pytest.mark.parametrize("kind", ["potts", "normalized_cut"])
