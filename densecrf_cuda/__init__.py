@@ -12,6 +12,7 @@ from .lattice import Lattice, permutohedral_filter
 from .lattice_cache import clear_lattice_cache
 from .loss import CRFLoss, crf_loss
 from .potentials import Bilateral, Features, Gaussian
+from .steps import InferenceStep
 from .unary import unary_from_labels, unary_from_logits, unary_from_probabilities, unary_from_scribbles
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "FitResult",
     "Gaussian",
     "GraphedCRF",
+    "InferenceStep",
     "Lattice",
     "__version__",
     "clear_lattice_cache",

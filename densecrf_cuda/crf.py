@@ -2,34 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from ._faults import Report, watch
 from ._status import DeviceStatus
-from .inference import LatticeTerm, Term, unrolled_mean_field
+from .energies import label_energy, read_labels
+from .inference import LatticeTerm, composed_inference, fused_mean_field, unrolled_mean_field, wants_gradients
 from .inputs import Problem, read_problem
-from .mean_field import mean_field_with_status
+from .iteration import Method, Term
+from .methods import make_method
 from .potentials import Potential, parse_normalization
+from .settings import FrankWolfeSettings, check_choice, parse_inference, parse_output, parse_trainable, whole_number
+from .steps import InferenceStep, iterate
 from .terms import PairwiseTerm
 
 if TYPE_CHECKING:
     from .graph import GraphedCRF
 
 __all__ = ["DenseCRF"]
-
-OUTPUTS = {
-    "probabilities": "probabilities",
-    "log_probabilities": "log_probabilities",
-    "labels": "labels",
-    "log-probabilities": "log_probabilities",
-    "map": "labels",
-}
-TRAINABLE = ("weights", "compatibility", "bandwidths")
-PRECISIONS = ("fp32", "fp16")
 
 
 class DenseCRF(nn.Module):
@@ -51,6 +45,9 @@ class DenseCRF(nn.Module):
         output: "probabilities", "log_probabilities" or "labels".
         checkpoint: recompute each iteration in the backward pass instead of keeping it.
         spatial_dims: number of spatial axes, where it cannot be told from the shape of the unary: see `forward`.
+        inference: "mean_field"; "convergent", whose free energy never rises; or "frank_wolfe" (docs/inference.md), of
+            which: regularization: "entropy", "l2" or "none"; regularization_weight: what the entropy, or half the
+            squared norm, counts, > 0; step_size: in (0, 1], "decreasing" for 2 / (t + 2), or "line_search".
         precision: "fp32", or "fp16": a GPU then stores the rows of lattice vertices in half, which is less to move,
             and adds them in float32. In measurements of the method a probability changed by 2e-6 on average, by 1e-3 to
             2e-2 at most. The CPU ignores it, and so does what gradients are wanted of.
@@ -87,28 +84,28 @@ class DenseCRF(nn.Module):
         checkpoint: bool = False,
         spatial_dims: int | None = None,
         precision: str = "fp32",
+        inference: str = "mean_field",
+        regularization: str = "entropy",
+        regularization_weight: float = 1.0,
+        step_size: float | str = "line_search",
     ) -> None:
         super().__init__()
-        self.num_classes = _whole("num_classes", num_classes, 1)
-        self.iterations = _whole("iterations", iterations, 0)
-        self.spatial_dims = None if spatial_dims is None else _whole("spatial_dims", spatial_dims, 1)
-        if not 0 <= damping < 1:
-            raise ValueError(f"damping must be in [0, 1), got {damping}")
+        self.num_classes = whole_number("num_classes", num_classes, 1)
+        self.iterations = whole_number("iterations", iterations, 0)
+        self.spatial_dims = None if spatial_dims is None else whole_number("spatial_dims", spatial_dims, 1)
         if tol is not None and not tol >= 0:
             raise ValueError(f"tol must not be negative, got {tol}")
-        if filter not in ("lattice", "dense"):
-            raise ValueError(f"filter must be 'lattice' or 'dense', got {filter!r}")
-        if precision not in PRECISIONS:
-            raise ValueError(f"precision must be 'fp32' or 'fp16', got {precision!r}")
+        self.frank_wolfe = FrankWolfeSettings(regularization, regularization_weight, step_size)
+        self.inference = parse_inference(inference, damping, self.frank_wolfe)
         self.damping = float(damping)
         self.tol = tol
-        self.filter = filter
-        self.output = _output(output)
+        self.filter = check_choice("filter", filter, ("lattice", "dense"))
+        self.output = parse_output(output)
         self.checkpoint = checkpoint
-        self.precision = precision
+        self.precision = check_choice("precision", precision, ("fp32", "fp16"))
         self._status = DeviceStatus()
         default = parse_normalization(normalization)
-        names = _trainable(trainable)
+        names = parse_trainable(trainable)
         for kernel in kernels:
             if not isinstance(kernel, Potential):
                 raise TypeError(f"kernels must be Gaussian, Bilateral or Features, got {type(kernel).__name__}")
@@ -141,6 +138,79 @@ class DenseCRF(nn.Module):
         result, reports = self.infer(unary, image, output=output, iterations=iterations)
         watch(self._status, reports)
         return result
+
+    def steps(
+        self, unary: Tensor, image: Tensor | None = None, *, iterations: int | None = None
+    ) -> Iterator[InferenceStep]:
+        """Infer one iteration at a time, to watch or to stop by a rule of one's own.
+
+        Q of a step is what `forward` returns after that many iterations; to rounding where that runs mean field in one
+        operator, which sums in another order, and to the bit elsewhere.
+
+        Args:
+            unary, image, iterations: as for `forward`.
+
+        Returns:
+            an iterator from iteration 0, softmax(-U), to the last; each step is computed when it is asked for, `tol` or
+            not. Differentiable as `forward` is, for which every Q is kept: call it under `torch.no_grad()` to watch.
+
+        Raises:
+            ValueError, TypeError: as `forward`, at once.
+
+        Example:
+            >>> from densecrf_cuda import Gaussian
+            >>> crf = DenseCRF(2, [Gaussian(sxy=2, compat=1)])
+            >>> [step.free_energy.shape for step in crf.steps(torch.rand(4, 2, 8, 8), iterations=2)]
+            [torch.Size([4]), torch.Size([4]), torch.Size([4])]
+        """
+        iterations = self.iterations if iterations is None else whole_number("iterations", iterations, 0)
+        problem, terms = self._read(unary, image)
+        return iterate(self._method, problem, terms, iterations, tol=self._tol, checkpoint=self.checkpoint)
+
+    def energy(self, labels: Tensor, unary: Tensor, image: Tensor | None = None) -> Tensor:
+        """The energy of a labelling, Σ_n U_n(x_n) + ½ Σ_k <X, compat_k(filter_k X)> with X the one-hot labels.
+
+        The sum over pairs counts n = m by half, as filters do, and a Potts weight rewards labels that are equal: the
+        E(x) above is this less Σ_n ½ Σ_k F_k(n, n) compat_k(x_n, x_n).
+
+        Args:
+            labels: of the shape of unary without the axis of C, integer, 0 to C - 1.
+            unary, image: as for `forward`.
+
+        Returns:
+            [B], or [] where the unary has no batch, in double precision; infinity where a label is forbidden.
+            Differentiable with respect to all but labels.
+
+        Raises:
+            ValueError, TypeError: as `forward`; labels that do not fit or, on the CPU, out of range: NaN on a GPU.
+
+        Example:
+            >>> from densecrf_cuda import Features
+            >>> crf = DenseCRF(2, [Features(torch.zeros(1, 2), 3.0, normalization="none")], filter="dense")
+            >>> crf.energy(torch.tensor([0, 0]), torch.zeros(2, 2))  # each of two pixels beside itself and the other
+            tensor(-6., dtype=torch.float64)
+        """
+        problem, terms = self._read(unary, image)
+        with torch.autocast(problem.device.type, enabled=False):
+            return label_energy(problem, terms, read_labels(labels, problem)).reshape(problem.batch_shape)
+
+    def map(self, unary: Tensor, image: Tensor | None = None, *, iterations: int | None = None) -> Tensor:
+        """The most probable label of every pixel, argmax Q; the first of those that are equal.
+
+        Args:
+            unary, image, iterations: as for `forward`.
+
+        Returns:
+            the shape of unary without the axis of C, int64.
+
+        Raises:
+            ValueError, TypeError: as `forward`.
+
+        Example:
+            >>> DenseCRF(2).map(torch.tensor([[0.0, 1.0], [1.0, 0.0]]))
+            tensor([0, 1])
+        """
+        return self(unary, image, output="labels", iterations=iterations)
 
     def check(self) -> None:
         """Wait for the device and raise what it found wrong in earlier calls; on the CPU they have raised it.
@@ -180,8 +250,8 @@ class DenseCRF(nn.Module):
         self, unary: Tensor, image: Tensor | None = None, *, output: str | None = None, iterations: int | None = None
     ) -> tuple[Tensor, list[Report]]:
         """`forward`, with what a GPU reports left to the caller."""
-        output = self.output if output is None else _output(output)
-        iterations = self.iterations if iterations is None else _whole("iterations", iterations, 0)
+        output = self.output if output is None else parse_output(output)
+        iterations = self.iterations if iterations is None else whole_number("iterations", iterations, 0)
         problem = read_problem(unary, image, self.num_classes, self.kernels, self.spatial_dims)
         # Energies keep their precision: autocast would run a compatibility matrix in half.
         with torch.autocast(problem.device.type, enabled=False):
@@ -190,72 +260,43 @@ class DenseCRF(nn.Module):
         return result.reshape(shape), reports
 
     def _infer(self, problem: Problem, output: str, iterations: int) -> tuple[Tensor, list[Report]]:
-        tol = -1.0 if self.tol is None else float(self.tol)
-        if self.filter == "dense":
-            terms: Sequence[Term] = [kernel.dense_term(problem) for kernel in self._terms()]
-        else:
-            terms = lattices = [kernel.lattice_term(problem) for kernel in self._terms()]
-            if not self._wants_gradients(problem, lattices):
-                result, status = mean_field_with_status(
-                    problem.unary,
-                    [term.lattice for term in lattices],
-                    [term.norm for term in lattices],
-                    [term.normalization for term in lattices],
-                    [term.compat for term in lattices],
-                    problem.grid,
-                    iterations,
-                    damping=self.damping,
-                    tol=tol,
-                    output=output,
-                    precision=self.precision,
-                )
-                status_report = Report(status, problem.unary.shape[2])
-                return result, [*(report for term in terms for report in term.reports), status_report]
+        terms = self._terms(problem)
         reports = [report for term in terms for report in term.reports]
+        options: dict[str, Any] = {"tol": self._tol, "output": output, "report": reports.append}
+        unary, mean_field = problem.unary, self.inference == "mean_field"
+        lattices = [term for term in terms if isinstance(term, LatticeTerm)]
+        if mean_field and len(lattices) == len(terms) and not wants_gradients(unary, lattices):
+            settings = {"damping": self.damping, "precision": self.precision}
+            return fused_mean_field(unary, lattices, problem.grid, iterations, **settings, **options), reports
         problem.check_unary()
-        result = unrolled_mean_field(
-            problem.unary,
-            terms,
-            iterations,
-            damping=self.damping,
-            tol=tol,
-            output=output,
-            checkpoint=self.checkpoint and torch.is_grad_enabled(),
-            report=reports.append,
-        )
-        return result, reports
+        options["checkpoint"] = self.checkpoint and torch.is_grad_enabled()
+        if mean_field:
+            return unrolled_mean_field(unary, terms, iterations, damping=self.damping, **options), reports
+        return composed_inference(lambda start: self._method(start, terms), unary, iterations, **options), reports
 
-    def _terms(self) -> list[PairwiseTerm]:
-        return [kernel for kernel in self.kernels if isinstance(kernel, PairwiseTerm)]
+    @property
+    def _tol(self) -> float:
+        return -1.0 if self.tol is None else float(self.tol)
 
-    @staticmethod
-    def _wants_gradients(problem: Problem, terms: Sequence[LatticeTerm]) -> bool:
-        tensors = [problem.unary, *(t for term in terms for t in (term.norm, term.compat, term.features))]
-        return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+    def _method(self, start: Tensor, terms: Sequence[Term]) -> Method:
+        return make_method(self.inference, start, terms, self.damping, self.frank_wolfe)
+
+    def _terms(self, problem: Problem) -> list[Term]:
+        kernels = [kernel for kernel in self.kernels if isinstance(kernel, PairwiseTerm)]
+        if self.filter == "dense":
+            return [kernel.dense_term(problem) for kernel in kernels]
+        return [kernel.lattice_term(problem) for kernel in kernels]
+
+    def _read(self, unary: Tensor, image: Tensor | None) -> tuple[Problem, list[Term]]:
+        """A problem with its terms, for what is composed of them; what a GPU has to say about them is watched."""
+        self._status.raise_if_known()
+        problem = read_problem(unary, image, self.num_classes, self.kernels, self.spatial_dims)
+        problem.check_unary()
+        with torch.autocast(problem.device.type, enabled=False):
+            terms = self._terms(problem)
+        watch(self._status, [*(report for term in terms for report in term.reports), *problem.report_unary()])
+        return problem, terms
 
     def extra_repr(self) -> str:
-        return f"num_classes={self.num_classes}, iterations={self.iterations}, filter={self.filter!r}"
-
-
-def _whole(name: str, value: int, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an integer, got {value!r}")
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")
-    return value
-
-
-def _output(name: str) -> str:
-    if name not in OUTPUTS:
-        raise ValueError(f"output must be 'probabilities', 'log_probabilities' or 'labels', got {name!r}")
-    return OUTPUTS[name]
-
-
-def _trainable(trainable: bool | Iterable[str]) -> tuple[str, ...]:
-    if isinstance(trainable, bool):
-        return TRAINABLE if trainable else ()
-    names = (trainable,) if isinstance(trainable, str) else tuple(trainable)
-    for name in names:
-        if name not in TRAINABLE:
-            raise ValueError(f"trainable must be True, False or names among {', '.join(TRAINABLE)}, got {name!r}")
-    return names
+        kind = "" if self.inference == "mean_field" else f", inference={self.inference!r}"
+        return f"num_classes={self.num_classes}, iterations={self.iterations}, filter={self.filter!r}{kind}"

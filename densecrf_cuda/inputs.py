@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._faults import Report, feature_fault
+from ._faults import Report, feature_fault, unary_fault
 
 __all__ = ["Problem", "read_problem"]
 
@@ -84,6 +84,10 @@ class Problem:
             raise ValueError(
                 f"unary must allow at least one label, got +infinity for all of them at point {n} of image {b}"
             )
+
+    def report_unary(self) -> list[Report]:
+        """What a GPU has to say about the unary."""
+        return [Report(unary_fault(self.unary), self.unary.shape[2])] if self.device.type == "cuda" else []
 
     def check_features(self, features: Tensor) -> list[Report]:
         """Refuse features [B', d, N] that are NaN or infinite, at once on the CPU; a GPU reports it."""

@@ -18,6 +18,12 @@ from densecrf_cuda import Bilateral, DenseCRF, Features, Gaussian, permutohedral
 CODE_GENERATOR = "inductor" if shutil.which("g++") else "aot_eager"
 
 
+OTHERS: list[dict[str, Any]] = [
+    {"inference": "convergent", "normalization": "after"},
+    {"inference": "frank_wolfe", "regularization": "l2"},
+]
+
+
 @pytest.fixture(autouse=True)
 def forget_compiled_code() -> Iterator[None]:
     """Each test compiles anew.
@@ -76,6 +82,8 @@ def test_training_step_with_generated_code(device: torch.device) -> None:
         {"output": "labels"},
         {"output": "log_probabilities", "damping": 0.3},
         {"tol": 0.05, "normalization": "homogeneous"},
+        {"inference": "convergent", "normalization": "after"},
+        {"inference": "frank_wolfe", "output": "log_probabilities"},
     ],
 )
 def test_inference(settings: dict[str, Any], device: torch.device) -> None:
@@ -87,7 +95,9 @@ def test_inference(settings: dict[str, Any], device: torch.device) -> None:
         assert torch.equal(compiled(unary[0], image[0].byte()), crf(unary[0], image[0].byte()))
 
 
-@pytest.mark.parametrize("settings", [{}, {"checkpoint": True}, {"tol": 0.05, "damping": 0.2}, {"filter": "dense"}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"checkpoint": True}, {"tol": 0.05, "damping": 0.2}, {"filter": "dense"}, *OTHERS]
+)
 def test_training_step(settings: dict[str, Any], device: torch.device) -> None:
     crf = make(trainable=True, **settings).to(device)
     inputs = [tensor.requires_grad_() for tensor in example(device)]

@@ -28,6 +28,11 @@ SETTINGS: list[dict[str, Any]] = [
     {"filter": "dense", "trainable": True},
     {"output": "labels"},
     {"normalization": "homogeneous"},
+    {"inference": "convergent", "normalization": "after"},
+    {"inference": "convergent", "trainable": True, "checkpoint": True},
+    {"inference": "frank_wolfe", "trainable": True},
+    {"inference": "frank_wolfe", "regularization": "l2", "step_size": "decreasing", "filter": "dense"},
+    {"inference": "frank_wolfe", "regularization": "none", "output": "log_probabilities"},
 ]
 
 
@@ -85,6 +90,24 @@ def test_forward_asks_a_gpu_nothing(
     assert q.device.type == "cuda"
     assert transfers.seen == (set() if moved else {("cuda", False)})
     assert q.requires_grad == wants
+
+
+@pytest.mark.filterwarnings("ignore:User provided device_type")
+@pytest.mark.parametrize("inference", ["mean_field", "convergent", "frank_wolfe"])
+def test_steps_and_energies_ask_a_gpu_nothing(inference: str, gpu_without_data: Callable[..., Tensor]) -> None:
+    with torch.utils._python_dispatch._disable_current_modes():
+        matrix = [[-3.0, 1.0, 0.0], [1.0, -2.0, 0.5], [0.0, 0.5, 1.0]]
+        crf = DenseCRF(3, [*KERNELS, Gaussian(2, matrix)], inference=inference, tol=1e-3)
+    own = {name: gpu_without_data(tensor.shape, dtype=tensor.dtype) for name, tensor in crf.named_buffers()}
+    for name, tensor in own.items():
+        owner, _, leaf = name.rpartition(".")
+        crf.get_submodule(owner)._buffers[leaf] = tensor
+    unary, image = gpu_without_data(2, 3, *GRID), gpu_without_data(2, 3, *GRID)
+    with Transfers() as transfers:
+        for step in crf.steps(unary, image, iterations=2):
+            assert step.free_energy.device.type == step.kl_divergence.device.type == "cuda"
+        assert crf.energy(gpu_without_data(2, *GRID, dtype=torch.int64), unary, image).shape == (2,)
+    assert not transfers.seen
 
 
 def test_lattice_asks_a_gpu_nothing(gpu_without_data: Callable[..., Tensor]) -> None:

@@ -67,7 +67,14 @@ def test_it_equals_the_module(batch: tuple[int, ...], output: str, graphs: torch
 
 @pytest.mark.parametrize(
     "settings",
-    [{"damping": 0.3, "tol": 1e-3}, {"normalization": "homogeneous"}, {"filter": "dense"}, {"trainable": True}],
+    [
+        {"damping": 0.3, "tol": 1e-3},
+        {"normalization": "homogeneous"},
+        {"filter": "dense"},
+        {"trainable": True},
+        {"inference": "convergent"},
+        {"inference": "frank_wolfe"},
+    ],
 )
 def test_settings(settings: dict[str, Any], graphs: torch.device) -> None:
     crf = usual(**settings).to(graphs)
