@@ -33,6 +33,8 @@ KERNELS: tuple[tuple[float, ...], ...] = (
     (3.0, 3.0),
     (10.0, 10.0),
     (80.0, 80.0, 13.0, 13.0, 13.0),
+    (160.0, 160.0, 3.0, 3.0, 3.0),
+    (50.0, 50.0, 3.0, 3.0, 3.0),
     (30.0, 30.0, 13.0, 13.0, 13.0),
     (20.0, 20.0, 30.0, 30.0, 30.0),
     (10.0, 10.0, 6.0, 6.0, 6.0),
@@ -148,9 +150,9 @@ class Pydensecrf(Kernel):
         log_q = torch.from_numpy(q.copy()).double().log()
         return (log_q[0] - log_q[1]) / weight
 
-    def row_sums(self) -> Tensor:
+    def apply(self, values: Tensor) -> Tensor:
         # Rows sum to thousands, so a small weight keeps Q_1 from underflowing.
-        return self.step(torch.ones(self.points), 0.01, pydensecrf.NO_NORMALIZATION)
+        return torch.stack([self.step(value, 0.01, pydensecrf.NO_NORMALIZATION) for value in values])
 
     def filter(self, values: Tensor) -> Tensor:
         return torch.stack([self.step(value, 1.0, pydensecrf.NORMALIZE_SYMMETRIC) for value in values])
