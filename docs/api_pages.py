@@ -21,8 +21,8 @@ PACKAGE = "densecrf_cuda"
 NOT_PYTHON = {"cli", "page"}  # programs: command_line.md and page.md are about them
 
 
-class ExampleSections(griffe.Extension):
-    """Reads "Example:" as a section of code, which the parser knows as "Examples:" only."""
+class PlainText(griffe.Extension):
+    """Reads docstrings as they are meant, where Markdown or the parser of sections would read them otherwise."""
 
     def on_package(self, *, pkg: griffe.Module, **kwargs: Any) -> None:
         waiting: list[griffe.Object | griffe.Alias] = [pkg]
@@ -31,9 +31,13 @@ class ExampleSections(griffe.Extension):
             if not thing.is_alias:
                 waiting += thing.members.values()
                 if thing.docstring:
-                    thing.docstring.value = re.sub(
-                        r"^Example:$", "Examples:", thing.docstring.value, flags=re.MULTILINE
-                    )
+                    thing.docstring.value = self.mend(thing.docstring.value)
+
+    @staticmethod
+    def mend(text: str) -> str:
+        text = re.sub(r"^Example:$", "Examples:", text, flags=re.MULTILINE)  # the section of code has this name alone
+        # "greater" that begins a description: no quotation
+        return re.sub(r"^( *(?:[\w, ]+: )?)>(?!>>)", r"\1\\>", text, flags=re.MULTILINE)
 
 
 def load() -> griffe.Module:
@@ -50,14 +54,20 @@ def cell(docstring: griffe.Docstring | None) -> str:
     return first_sentence(docstring).replace("|", r"\|")
 
 
+def directive(path: str, label: str) -> str:
+    """Ask for the documentation of an object, under a heading of its own."""
+    return f"::: {path}\n    options:\n      heading: {label}\n      toc_label: {label}"
+
+
 def title(names: list[str]) -> str:
     return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
 
 
 def exported(module: griffe.Module) -> list[str]:
-    """The public names of a module: those of __all__, else what it defines."""
-    names = module.exports or [name for name, member in module.members.items() if not member.is_alias]
-    return sorted((str(name) for name in names if not str(name).startswith("_")), key=str.lower)
+    """The public names of a module: those of __all__ that its text defines, else all that it defines."""
+    own = [name for name, member in module.members.items() if not member.is_alias]
+    names = [str(name) for name in module.exports if str(name) in module.members] if module.exports else own
+    return sorted((name for name in names if not name.startswith("_")), key=str.lower)
 
 
 def home(package: griffe.Module, name: str) -> str:
@@ -74,8 +84,9 @@ def objects(package: griffe.Module) -> Iterator[str]:
     yield from (f"{package.path}.{name}" for name in names if not package[name].is_module)
     taken = {package[name].target_path.rpartition(".")[0] for name in names if package[name].is_alias}
     for name, module in package.members.items():
-        if module.is_module and not module.is_alias and not name.startswith("_") and module.path not in taken:
-            yield from (f"{module.path}.{inner}" for inner in exported(module) if module.exports)
+        if not module.is_alias and module.is_module and not name.startswith("_") and module.path not in taken:
+            inner = [key for key in exported(module) if module.exports and not module[key].is_module]
+            yield from (f"{module.path}.{key}" for key in inner)
 
 
 def pages(package: griffe.Module) -> dict[str, str]:
@@ -95,7 +106,8 @@ def pages(package: griffe.Module) -> dict[str, str]:
         if member.is_alias or not member.is_module or name.startswith("_") or name in NOT_PYTHON or name in by_home:
             continue
         if isinstance(member.filepath, Path) and member.filepath.name == "__init__.py":
-            directives = "\n\n".join(f"::: {path}" for path in objects(member))
+            paths = list(objects(member))
+            directives = "\n\n".join(directive(path, path.removeprefix(f"{member.path}.")) for path in paths)
             docstring = member.docstring.value if member.docstring else ""
             result[f"api/{name}.md"] = f"# {PACKAGE}.{name}\n\n{docstring}\n\n{directives}\n"
             rows.append(f"| [`{PACKAGE}.{name}`]({name}.md) | {cell(member.docstring)} |")
@@ -147,10 +159,12 @@ def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -
     short = r"(?P<short>[a-zA-Zα-ω]|\d+|(?<=\b[A-Za-z]_)[a-z]{2})(?![A-Za-z0-9_])"
     index = rf"(?<=[^\W_]|\))_(?:\{{(?P<long>[^{{}}]+)\}}|{short})"
 
+    subpackage = str(page.title).startswith(f"{PACKAGE}.")  # which may have names of its own that are the same
+
     def replace(match: re.Match[str]) -> str:
-        if match["name"]:
+        if match["name"] and not subpackage:
             return f'<autoref identifier="{PACKAGE}.{match["name"]}" optional>{match[0]}</autoref>'
-        subscript = match["long"] or match["short"]
+        subscript: str | None = match["long"] or match["short"]
         return f"<sub>{subscript}</sub>" if subscript else match[0]
 
     return re.sub(rf"{untouched}|{code}|<[^>]*>|{index}", replace, html, flags=re.DOTALL)
