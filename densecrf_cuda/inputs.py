@@ -109,10 +109,14 @@ def read_problem(
         raise TypeError(f"{name} must have a floating dtype{energies}, got {unary.dtype}")
     kernels = list(kernels)
     dims = spatial_dims or _infer_spatial_dims(unary, num_classes, kernels)
-    batched = _add_batch(name, "C", unary, dims)
+    hint = ""
+    if spatial_dims is None and unary.dim() not in (1, dims + 1) and num_classes in unary.shape[:1]:
+        hint = f": spatial_dims={unary.dim() - 1} would take {tuple(unary.shape[1:])} as one grid"
+    batched = _add_batch(name, "C", unary, dims, hint)
     grid = tuple(batched.shape[2:])
     if batched.shape[1] != num_classes:
-        hint = ": the labels look like the last axis, permute them" if unary.shape[-1] == num_classes else ""
+        if unary.shape[-1] == num_classes and not hint:
+            hint = ": the labels look like the last axis, permute them"
         raise ValueError(
             f"{name} must be [B, {num_classes}, *spatial] or [{num_classes}, *spatial] for {num_classes} classes, got "
             f"{tuple(unary.shape)}{hint}"
@@ -138,11 +142,11 @@ def _infer_spatial_dims(unary: Tensor, num_classes: int, kernels: list[Any]) -> 
     return usual
 
 
-def _add_batch(name: str, letter: str, tensor: Tensor, dims: int) -> Tensor:
+def _add_batch(name: str, letter: str, tensor: Tensor, dims: int, hint: str = "") -> Tensor:
     if tensor.dim() not in (dims + 1, dims + 2):
         spatial = {1: "N", 2: "H, W", 3: "D, H, W"}.get(dims, "*spatial")
         raise ValueError(
-            f"{name} must be [B, {letter}, {spatial}] or [{letter}, {spatial}], got shape {tuple(tensor.shape)}"
+            f"{name} must be [B, {letter}, {spatial}] or [{letter}, {spatial}], got shape {tuple(tensor.shape)}{hint}"
         )
     return tensor if tensor.dim() == dims + 2 else tensor[None]
 

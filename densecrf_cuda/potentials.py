@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -37,22 +37,12 @@ def parse_normalization(normalization: str) -> str:
     return name
 
 
-def describe(kind: str, bandwidths: Mapping[str, Numbers], compat: Compat, weight: float) -> str:
-    """A potential as its class would be called.
-
-    Example:
-        >>> describe("Gaussian", {"sxy": 3.0}, 2, 1.0)
-        'Gaussian(sxy=3.0, compat=2, weight=1.0)'
-    """
-    widths = ", ".join(f"{name}={bandwidth}" for name, bandwidth in bandwidths.items())
-    return f"{kind}({widths}, compat={compat}, weight={weight})"
-
-
 class Potential:
     """What the potentials share. The energy of a term is weight · compat(filtered Q).
 
     Attributes:
         bandwidths: by name ("sxy", "srgb" or "bandwidth"), standard deviations: a number, or one per dimension.
+        spacing: from a pixel to the next along each axis, in the units of sxy: a number, or one per axis.
         compat: as given; the number of classes is known to the CRF alone.
         weight: scale of the compatibility, trainable on its own.
         normalization: None: that of the CRF.
@@ -62,9 +52,15 @@ class Potential:
     needs_image = False
 
     def __init__(
-        self, bandwidths: dict[str, Bandwidth], compat: Compat, weight: float, normalization: str | None
+        self,
+        bandwidths: dict[str, Bandwidth],
+        compat: Compat,
+        weight: float,
+        normalization: str | None,
+        spacing: Bandwidth = 1.0,
     ) -> None:
         self.bandwidths = {name: parse_bandwidth(name, bandwidth) for name, bandwidth in bandwidths.items()}
+        self.spacing = parse_bandwidth("spacing", spacing)
         self.compat = compat
         if not math.isfinite(weight):
             raise ValueError(f"weight must be finite, got {weight}")
@@ -72,41 +68,69 @@ class Potential:
         self.normalization = None if normalization is None else parse_normalization(normalization)
 
     def __repr__(self) -> str:
-        return describe(type(self).__name__, self.bandwidths, self.compat, self.weight)
+        return describe(type(self).__name__, self.bandwidths, self.spacing, self.compat, self.weight)
+
+
+def describe(kind: str, bandwidths: dict[str, Numbers], spacing: Numbers, compat: object, weight: float) -> str:
+    """A potential as the call that makes it; a spacing of 1 goes without saying.
+
+    Example:
+        >>> describe("Gaussian", {"sxy": 4.0}, (0.8, 0.8, 3.0), 3, 1.0)
+        'Gaussian(sxy=4.0, spacing=(0.8, 0.8, 3.0), compat=3, weight=1.0)'
+    """
+    numbers: dict[str, object] = dict(bandwidths)
+    if spacing != 1.0:
+        numbers["spacing"] = spacing
+    stated = numbers | {"compat": compat, "weight": weight}
+    return f"{kind}({', '.join(f'{name}={value}' for name, value in stated.items())})"
 
 
 class Gaussian(Potential):
-    """Smoothness: k = exp(-Σ_a (p_a - q_a)² / (2 sxy_a²)) over pixel coordinates p, q.
+    """Smoothness: k = exp(-Σ_a (spacing_a (p_a - q_a))² / (2 sxy_a²)) over pixel coordinates p, q, of any grid.
+
+    Axes are counted from the last one of the tensor: x is W, y is H, and z is D in [C, D, H, W], or time in
+    [C, T, H, W]. A grid that is no picture needs `spatial_dims=` of the CRF.
 
     Args:
-        sxy: standard deviation in pixels, > 0; one number, or one per axis in the order (x, y, z, ...).
+        sxy: standard deviation in pixels, or in the units of spacing, > 0; one number, or one per axis in the order
+            (x, y, z, ...).
         compat: Potts weight (positive smooths), [C] or [C, C]; see `compatibility`.
+        spacing: from the centre of a pixel to the next, > 0, in millimetres for instance, which sxy is in then: sxy /
+            spacing pixels; one number, or one per axis in the order of sxy. 1: sxy is in pixels.
         weight: scale of the compatibility.
         normalization: "none", "before", "after", "symmetric", "homogeneous"; None takes that of the CRF.
 
     Raises:
-        ValueError: a bandwidth that is not positive and finite, an unknown normalization.
+        ValueError: a bandwidth or a spacing that is not positive and finite, an unknown normalization.
 
     Krähenbühl & Koltun 2011, equation 3, second kernel.
 
     Example:
         >>> Gaussian(sxy=3, compat=3)
         Gaussian(sxy=3.0, compat=3, weight=1.0)
+        >>> Gaussian(sxy=4, compat=3, spacing=(0.8, 0.8, 3))
+        Gaussian(sxy=4.0, spacing=(0.8, 0.8, 3.0), compat=3, weight=1.0)
     """
 
     coordinates = True
 
     def __init__(
-        self, sxy: Bandwidth, compat: Compat = 1.0, *, weight: float = 1.0, normalization: str | None = None
+        self,
+        sxy: Bandwidth,
+        compat: Compat = 1.0,
+        *,
+        spacing: Bandwidth = 1.0,
+        weight: float = 1.0,
+        normalization: str | None = None,
     ) -> None:
-        super().__init__({"sxy": sxy}, compat, weight, normalization)
+        super().__init__({"sxy": sxy}, compat, weight, normalization, spacing)
 
 
 class Bilateral(Potential):
-    """Appearance: k = exp(-|p - q|² / (2 sxy²) - |I_p - I_q|² / (2 srgb²)) over coordinates and the image I.
+    """Appearance: k = exp(-|spacing (p - q)|² / (2 sxy²) - |I_p - I_q|² / (2 srgb²)) over coordinates and the image I.
 
     Args:
-        sxy: as for `Gaussian`.
+        sxy, spacing: as for `Gaussian`.
         srgb: standard deviation in the units of the image (0 to 255 as a rule), > 0; one number, or one per channel.
         compat, weight, normalization: as for `Gaussian`.
 
@@ -129,10 +153,11 @@ class Bilateral(Potential):
         srgb: Bandwidth,
         compat: Compat = 1.0,
         *,
+        spacing: Bandwidth = 1.0,
         weight: float = 1.0,
         normalization: str | None = None,
     ) -> None:
-        super().__init__({"sxy": sxy, "srgb": srgb}, compat, weight, normalization)
+        super().__init__({"sxy": sxy, "srgb": srgb}, compat, weight, normalization, spacing)
 
 
 class Features(Potential):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ._faults import Report
-from .bandwidths import Numbers, expanded, filled, moved, parse_bandwidth
+from .bandwidths import Bandwidth, Numbers, expanded, filled, moved, parse_bandwidth
 from .compatibility import parse_compat
 from .dense import dense_row_sums
 from .inference import DenseTerm, LatticeTerm
@@ -27,8 +27,8 @@ class PairwiseTerm(nn.Module):
 
     What is trainable is a parameter (`weight`, `compat`, `log_sxy`, ...); a weight and a compatibility that are not
     are buffers in double precision, so that 0.7 is 0.7 in whatever precision the inference runs. They follow the
-    device of the problem. Bandwidths, or what trained ones began with, are numbers of the host, so that no GPU is
-    asked for them; `state_dict` holds them as tensors.
+    device of the problem. Bandwidths, or what trained ones began with, and the spacing are numbers of the host, so that
+    no GPU is asked for them; `state_dict` holds them as tensors.
     """
 
     weight: Tensor
@@ -41,8 +41,8 @@ class PairwiseTerm(nn.Module):
         self.normalization = potential.normalization or default_normalization
         self.coordinates = potential.coordinates
         self.needs_image = potential.needs_image
-        self.kind = type(potential).__name__
-        self.description = repr(potential)
+        self.stated = (type(potential).__name__, str(potential.compat), potential.weight)
+        self._spacing = potential.spacing
         self._hold("weight", torch.tensor(potential.weight, dtype=torch.float64), "weights" in trainable)
         self._hold("compat", parse_compat(potential.compat, num_classes), "compatibility" in trainable)
         self.bandwidths: dict[str, Numbers] = dict(potential.bandwidths)
@@ -87,11 +87,11 @@ class PairwiseTerm(nn.Module):
     def values(self) -> dict[str, Any]:
         """Weight, compatibility and bandwidths as numbers and lists; waits for the device of trained ones."""
         bandwidths: dict[str, Any] = dict(self.bandwidths)
-        for name in bandwidths:
-            if hasattr(self, f"log_{name}"):
-                count = len(bandwidths[name]) if isinstance(bandwidths[name], tuple) else 1
-                width = self.bandwidth_of(name, count, torch.float64, torch.device("cpu")).tolist()
-                bandwidths[name] = tuple(width) if isinstance(bandwidths[name], tuple) else width[0]
+        for name, start in self.bandwidths.items():
+            ratio = self._trained_ratio(name)
+            if ratio is not None:
+                width = (torch.tensor(start, dtype=torch.float64) * ratio.detach().double().cpu()).tolist()
+                bandwidths[name] = tuple(width) if isinstance(start, tuple) else width
         return {"weight": self.weight.item(), "compat": self.compat.tolist(), **bandwidths}
 
     def set_trainable(self, trainable: tuple[str, ...]) -> None:
@@ -108,17 +108,46 @@ class PairwiseTerm(nn.Module):
                 delattr(self, f"initial_log_{name}")
         if "bandwidths" in trainable:
             self._train_bandwidths()
-        self.description = describe(self.kind, self.bandwidths, values["compat"], values["weight"])
+        self.stated = (self.stated[0], str(values["compat"]), values["weight"])
 
-    def bandwidth_of(self, name: str, count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """The bandwidth `name` of each of `count` dimensions, > 0."""
-        value = filled(expanded(name, self.bandwidths[name], count), dtype, device)
+    @property
+    def spacing(self) -> Numbers:
+        """From a pixel to the next along each axis (x, y, z, ...), in the units of sxy; to be set for other data."""
+        return self._spacing
+
+    @spacing.setter
+    def spacing(self, spacing: Bandwidth) -> None:
+        self._spacing = parse_bandwidth("spacing", spacing)
+
+    @property
+    def description(self) -> str:
+        """The potential that this is, with the bandwidths it has, or that trained ones began with."""
+        kind, compat, weight = self.stated
+        return describe(kind, self.bandwidths, self.spacing, compat, weight)
+
+    def _trained_ratio(self, name: str) -> Tensor | None:
+        """What training has multiplied a bandwidth by; None where it is fixed.
+
+        Relative to where it began: an untrained bandwidth is exactly the one that was asked for.
+        """
         logarithm: Tensor | None = getattr(self, f"log_{name}", None)
         if logarithm is None:
-            return value
-        # Relative to where it began: an untrained bandwidth is exactly the one that was asked for.
+            return None
         initial: Tensor = getattr(self, f"initial_log_{name}")
-        return value * moved((logarithm - initial).exp(), dtype, device)
+        return (logarithm - initial).exp()
+
+    def _numbers_of(self, name: str, count: int) -> tuple[float, ...]:
+        """The bandwidth `name` of each of `count` dimensions, or what it began with; that of the grid in pixels."""
+        numbers = expanded(name, self.bandwidths[name], count)
+        if name != "sxy":
+            return numbers
+        return tuple(number / step for number, step in zip(numbers, expanded("spacing", self.spacing, count)))
+
+    def bandwidth_of(self, name: str, count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """The bandwidth `name` of each of `count` dimensions, > 0; that of the grid in pixels."""
+        value = filled(self._numbers_of(name, count), dtype, device)
+        ratio = self._trained_ratio(name)
+        return value if ratio is None else value * moved(ratio, dtype, device)
 
     def energy_scale(self, dtype: torch.dtype, device: torch.device) -> Tensor:
         """weight · compat: [], [C] or [C, C]; a matrix is made symmetric, as pydensecrf does."""
@@ -152,7 +181,7 @@ class PairwiseTerm(nn.Module):
         normalization = "after" if self.normalization == "homogeneous" else self.normalization
         scale = self.energy_scale(problem.dtype, problem.device)
         if self.coordinates and not self.needs_image and not hasattr(self, "log_sxy"):
-            widths = expanded("sxy", self.bandwidths["sxy"], len(problem.grid))
+            widths = self._numbers_of("sxy", len(problem.grid))
             cached = spatial_lattice(problem.grid, widths, self.normalization, problem.dtype, problem.unary)
             if cached is not None:
                 return LatticeTerm(cached.tensors, problem.grid, cached.norm, normalization, scale)
@@ -173,10 +202,13 @@ class PairwiseTerm(nn.Module):
         normalization = "after" if self.normalization == "homogeneous" else self.normalization
         return DenseTerm(features, norm, normalization, self.energy_scale(problem.dtype, problem.device), reports)
 
+    def _host_numbers(self) -> dict[str, Numbers]:
+        return self.bandwidths | ({"spacing": self.spacing} if self.coordinates else {})
+
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        for name, bandwidth in self.bandwidths.items():
-            destination[prefix + name] = torch.tensor(bandwidth, dtype=torch.float64, device="cpu")
+        for name, numbers in self._host_numbers().items():
+            destination[prefix + name] = torch.tensor(numbers, dtype=torch.float64, device="cpu")
 
     def _load_from_state_dict(
         self,
@@ -190,7 +222,7 @@ class PairwiseTerm(nn.Module):
     ) -> None:
         lists = (missing_keys, unexpected_keys, error_msgs)
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *lists)
-        for name, own in self.bandwidths.items():
+        for name, own in self._host_numbers().items():
             key = prefix + name
             if key in unexpected_keys:
                 unexpected_keys.remove(key)
@@ -202,7 +234,9 @@ class PairwiseTerm(nn.Module):
             except (TypeError, ValueError) as error:
                 error_msgs.append(str(error))
                 continue
-            if isinstance(loaded, tuple) != isinstance(own, tuple):
+            if name == "spacing":
+                self._spacing = loaded
+            elif isinstance(loaded, tuple) != isinstance(own, tuple):
                 error_msgs.append(f"{key} must be of the same form as {own}, got {loaded}")
             else:
                 self.bandwidths[name] = loaded
