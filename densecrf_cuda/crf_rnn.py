@@ -12,12 +12,12 @@ from ._faults import Report, watch
 from ._status import DeviceStatus
 from .bandwidths import Bandwidth, moved, parse_bandwidth
 from .compatibility import parse_compat
-from .crf import _trainable, _whole
 from .crf_rnn_weights import learned_matrices
 from .inference import LatticeTerm, unrolled_mean_field
 from .inputs import Problem, read_problem
 from .mean_field import mean_field_with_status
 from .potentials import Bilateral, Gaussian, Potential
+from .settings import parse_trainable, whole_number
 from .terms import PairwiseTerm
 
 __all__ = ["CRFRNN"]
@@ -77,21 +77,21 @@ class CRFRNN(nn.Module):
         checkpoint: bool = False,
     ) -> None:
         super().__init__()
-        self.num_classes = _whole("num_classes", num_classes, 1)
+        self.num_classes = whole_number("num_classes", num_classes, 1)
         if num_classes == 1:
             raise ValueError(
                 "num_classes must be at least 2, got 1: a softmax over one label is 1 everywhere; give the background "
                 "a channel of its own, with score 0"
             )
-        self.iterations = _whole("iterations", iterations, 0)
-        self.eval_iterations = _whole("eval_iterations", eval_iterations, 0)
+        self.iterations = whole_number("iterations", iterations, 0)
+        self.eval_iterations = whole_number("eval_iterations", eval_iterations, 0)
         if weights not in ("matrix", "diagonal"):
             raise ValueError(f"weights must be 'matrix' or 'diagonal', got {weights!r}")
         if filter not in ("lattice", "dense"):
             raise ValueError(f"filter must be 'lattice' or 'dense', got {filter!r}")
         self.filter = filter
         self.checkpoint = checkpoint
-        names = _trainable(trainable)
+        names = parse_trainable(trainable)
         form = (num_classes, weights == "matrix", names)
         gamma, alpha, beta = (parse_bandwidth(*pair) for pair in (("gamma", gamma), ("alpha", alpha), ("beta", beta)))
         self.spatial = _Message(Gaussian(gamma), _weights("spatial_weight", spatial_weight, num_classes), *form)
@@ -127,7 +127,7 @@ class CRFRNN(nn.Module):
         self._status.raise_if_known()
         if iterations is None:
             iterations = self.iterations if self.training else self.eval_iterations
-        iterations = _whole("iterations", iterations, 0)
+        iterations = whole_number("iterations", iterations, 0)
         problem = read_problem(logits, image, self.num_classes, self._messages(), None, name="logits")
         _check_logits(logits)
         problem.unary = -problem.unary

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .crf import TRAINABLE, DenseCRF, _trainable, _whole
+from .crf import DenseCRF
 from .objectives import Example, Objective, gradient, objective_named, read_examples, total
+from .settings import TRAINABLE, parse_trainable, whole_number
 from .terms import PairwiseTerm
 
 __all__ = ["FitEpoch", "FitResult", "evaluate_crf", "fit_crf"]
@@ -120,7 +121,7 @@ def fit_crf(
         >>> fit.history[fit.best].objective > fit.history[0].objective
         True
     """
-    wanted, names, steps = objective_named(objective), _trainable(trainable), _whole("epochs", epochs, 0)
+    wanted, names, steps = objective_named(objective), parse_trainable(trainable), whole_number("epochs", epochs, 0)
     if not names:
         raise ValueError(f"trainable must name at least one of {', '.join(TRAINABLE)}, got none")
     if not (math.isfinite(learning_rate) and learning_rate > 0):

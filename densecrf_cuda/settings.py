@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-__all__ = ["FrankWolfeSettings", "check_choice", "parse_inference", "parse_output", "parse_trainable", "whole_number"]
+__all__ = [
+    "TRAINABLE",
+    "FrankWolfeSettings",
+    "check_choice",
+    "integer",
+    "parse_inference",
+    "parse_output",
+    "parse_trainable",
+    "whole_number",
+]
 
 OUTPUTS = {
     "probabilities": "probabilities",
@@ -20,10 +30,19 @@ REGULARIZATIONS = ("entropy", "l2", "none")
 STEP_SIZES = ("line_search", "decreasing")
 
 
+def integer(name: str, value: int) -> int:
+    """An integer, of numpy too: labels.max() + 1."""
+    try:
+        if isinstance(value, bool):
+            raise TypeError("a bool is no count")
+        return operator.index(value)
+    except TypeError as error:
+        raise TypeError(f"{name} must be an integer, got {value!r}") from error
+
+
 def whole_number(name: str, value: int, least: int) -> int:
     """An integer that is at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an integer, got {value!r}")
+    value = integer(name, value)
     if value < least:
         raise ValueError(f"{name} must be at least {least}, got {value}")
     return value

@@ -4,7 +4,6 @@ The axes of a result are [..., C, *spatial]; `spatial_dims` says how many are sp
 """
 
 import math
-import operator
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .bandwidths import filled
+from .settings import integer, whole_number
 
 Array = Tensor | np.ndarray
 Confidence = float | Sequence[float] | Array
@@ -124,8 +124,8 @@ def unary_from_labels(
                 [[2.3026, 0.6931]]])
     """
     x = _integers(labels)
-    num_labels = _whole("num_labels", num_labels, 1)
-    axis = -_whole("spatial_dims", spatial_dims, 1) - 1
+    num_labels = whole_number("num_labels", num_labels, 1)
+    axis = -whole_number("spatial_dims", spatial_dims, 1) - 1
     if x.dim() < spatial_dims:
         raise ValueError(f"labels must have {spatial_dims} spatial axes, got shape {tuple(x.shape)}")
     unsure_labels = _unsure(unsure_label, num_labels)
@@ -176,7 +176,7 @@ def unary_from_scribbles(labels: Array, num_labels: int, confidence: Confidence,
                 [[0.6931, 0.1054]]])
     """
     x = _integers(labels)
-    num_labels = _whole("num_labels", num_labels, 1)
+    num_labels = whole_number("num_labels", num_labels, 1)
     if x.device.type == "cpu":
         bad = (x < 0) | (x > num_labels)
         if bad.any():
@@ -217,7 +217,7 @@ def _unsure(unsure_label: int | Sequence[int] | None, num_labels: int) -> list[i
     if unsure_label is None:
         return []
     several = unsure_label if isinstance(unsure_label, Sequence) else [unsure_label]
-    values = [_index("unsure_label", value) for value in several]
+    values = [integer("unsure_label", value) for value in several]
     for value in values:
         if 0 <= value < num_labels:
             raise ValueError(f"unsure_label must be outside 0..{num_labels - 1}, the labels themselves, got {value}")
@@ -249,23 +249,9 @@ def _tensor(array: Array, name: str) -> Tensor:
 
 
 def _channel_axis(name: str, tensor: Tensor, spatial_dims: int) -> int:
-    _whole("spatial_dims", spatial_dims, 1)
+    whole_number("spatial_dims", spatial_dims, 1)
     if tensor.dim() < spatial_dims + 1:
         raise ValueError(
             f"{name} must be [..., C, *spatial] with {spatial_dims} spatial axes, got {tuple(tensor.shape)}"
         )
     return -spatial_dims - 1
-
-
-def _whole(name: str, value: int, least: int) -> int:
-    value = _index(name, value)
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")
-    return value
-
-
-def _index(name: str, value: int) -> int:
-    try:
-        return operator.index(value)  # also of numpy: labels.max() + 1
-    except TypeError as error:
-        raise TypeError(f"{name} must be an integer, got {value!r}") from error
