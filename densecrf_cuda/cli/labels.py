@@ -61,7 +61,7 @@ class LabelStyle:
         else:
             picture = Image.fromarray(codes.astype(bool if self.mode == "1" else np.uint8))
         if self.mode == "P":
-            # Pillow stores an index in as few bits as the palette's length needs, so the palette must reach all of them.
+            # Pillow stores an index in as few bits as the palette needs: it must reach all of them.
             entries = max(len(self.palette) // 3, int(self.codes[-1]) + 1)
             picture.putpalette(self._table()[:entries].tobytes())
         picture.save(file, format="PNG", **({} if self.transparency is None else {"transparency": self.transparency}))

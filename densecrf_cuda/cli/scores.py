@@ -81,21 +81,23 @@ def arrange(array: np.ndarray, size: tuple[int, int], layout: str = "auto") -> n
 def _load(path: Path, kind: str, key: str | None) -> np.ndarray:
     if path.suffix.lower() not in (".npy", ".npz"):
         raise ValueError(f"scores must be .npy or .npz, got {path.suffix or 'no suffix'}")
-    try:
-        loaded = np.load(path, allow_pickle=False)
-    except (EOFError, zipfile.BadZipFile) as error:
-        raise OSError(f"the file is broken: {error}") from error
-    if isinstance(loaded, np.ndarray):
-        return loaded
-    with loaded:
-        names = loaded.files
-        wanted = (key,) if key is not None else _NAMES[kind]
-        if key is None and len(names) == 1:
-            wanted = (names[0],)
-        for name in wanted:
-            if name in names:
-                return loaded[name]
-        found = ", ".join(names) or "nothing"
-        raise ValueError(
-            f"no array {key!r}, but {found}" if key is not None else f"several arrays: say which with --key: {found}"
-        )
+    with path.open("rb") as file:  # np.load would leave a broken file open
+        try:
+            loaded = np.load(file, allow_pickle=False)
+        except (EOFError, zipfile.BadZipFile) as error:
+            raise OSError(f"the file is broken: {error}") from error
+        return loaded if isinstance(loaded, np.ndarray) else _pick(loaded, _NAMES[kind], key)
+
+
+def _pick(arrays: np.lib.npyio.NpzFile, usual: tuple[str, ...], key: str | None) -> np.ndarray:
+    """The array of a name, or the only one, or the first that has a usual name."""
+    names = arrays.files
+    found = ", ".join(names) or "nothing"
+    if key is not None:
+        if key not in names:
+            raise ValueError(f"no array {key!r}, but {found}")
+        return arrays[key]
+    wanted = names if len(names) == 1 else [name for name in usual if name in names]
+    if not wanted:
+        raise ValueError(f"several arrays: say which with --key: {found}")
+    return arrays[wanted[0]]
