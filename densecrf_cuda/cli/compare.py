@@ -217,7 +217,7 @@ def _differences(runs: dict[str, Run]) -> list[dict[str, Any]]:
 def _table(report: dict[str, Any]) -> str:
     lines = [
         f"{report['width']} x {report['height']} pixels, {report['classes']} classes, {report['iterations']} "
-        f"iterations on {report['device']}, {report['threads']} threads",
+        f"iterations on {report['device']}, threads: {report['threads']}",
         "",
         f"{'method':<12}{'time':>12}{'runs':>6}",
     ]

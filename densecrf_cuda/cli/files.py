@@ -156,6 +156,7 @@ def select_jobs(jobs: Sequence[Job], overwrite: bool, skip_existing: bool) -> li
         return [job for job in jobs if not all(output.path.exists() for output in job.outputs)]
     existing = [output.path for job in jobs for output in job.outputs if output.path.exists()]
     if existing:
-        more = f" and {len(existing) - 1} more" if len(existing) > 1 else ""
-        raise UsageError(f"{existing[0]}{more} exists: --overwrite or --skip-existing")
+        more = f", and {len(existing) - 1} more" if len(existing) > 1 else ""
+        ways = "--overwrite or --skip-existing" if len(jobs) > 1 else "--overwrite"
+        raise UsageError(f"{existing[0]} exists{more}: {ways}")
     return list(jobs)

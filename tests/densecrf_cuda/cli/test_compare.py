@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ def test_differences(normalization: str, paths: list[object]) -> None:
 def test_table(paths: list[object]) -> None:
     lines = succeed("compare", *paths, "--reduce", 2, "--repeats", 2, "--max-dense-pixels", 100).stdout.splitlines()
     threads = torch.get_num_threads()
-    assert lines[0] == f"16 x 12 pixels, 3 classes, 10 iterations on cpu, {threads} threads"
+    assert lines[0] == f"16 x 12 pixels, 3 classes, 10 iterations on cpu, threads: {threads}"
     dense = next(line for line in lines if line.startswith("dense"))
     assert "left out: 192 pixels, more than --max-dense-pixels 100; --reduce" in dense
     assert next(line for line in lines if line.startswith("lattice ")).endswith("ms     2")
@@ -82,7 +83,7 @@ def test_one_weight_for_each_class_and_scores(tmp_path: Path, paths: list[object
 def test_what_pydensecrf_lacks(monkeypatch: pytest.MonkeyPatch, paths: list[object]) -> None:
     options = ["--max-dense-pixels", 0, "--json", "--repeats", 1]
     homogeneous = json.loads(succeed("compare", *paths, *options, "--normalization", "homogeneous").stdout)
-    monkeypatch.setitem(__import__("sys").modules, "pydensecrf.densecrf", None)
+    monkeypatch.setitem(sys.modules, "pydensecrf.densecrf", None)
     missing = json.loads(succeed("compare", *paths, *options).stdout)
     assert missing["methods"]["pydensecrf"]["skipped"].startswith("not installed")
     for report in (homogeneous, missing):

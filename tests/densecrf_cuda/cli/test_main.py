@@ -36,13 +36,15 @@ def test_a_process_refines(tmp_path: Path) -> None:
     assert done.stderr.startswith("densecrf: 1 photo on cpu in ")  # and no progress bar away from a terminal
     assert done.stderr.count("\n") == 1
     np.testing.assert_array_equal(pixels(tmp_path / "out.png"), infer(unary_from_labels(classes, 3, 0.7), image))
+
+
+def test_quiet_says_only_what_failed(tmp_path: Path) -> None:
+    save_photo(tmp_path / "photo.png")
     (tmp_path / "labels.png").write_bytes(b"no picture")
-    done = process(
-        "refine", tmp_path / "photo.png", "--labels", tmp_path / "labels.png", "-o", tmp_path / "new.png", "--quiet"
-    )
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.count("\n") == 1
-    assert not (tmp_path / "new.png").exists()
+    paths = [tmp_path / "photo.png", "--labels", tmp_path / "labels.png"]
+    result = invoke("refine", *paths, "-o", tmp_path / "out.png", "--quiet")
+    assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (1, "", 1)
+    assert not (tmp_path / "out.png").exists()
 
 
 def test_help_lists_every_command() -> None:

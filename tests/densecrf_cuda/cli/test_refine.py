@@ -161,6 +161,17 @@ def test_overlay_and_palette(tmp_path: Path) -> None:
     assert style(tmp_path / "out.png")["mode"] == "L"
 
 
+@pytest.mark.cuda
+def test_a_gpu_gives_the_same(tmp_path: Path) -> None:
+    save_photo(tmp_path / "photo.png")
+    np.save(tmp_path / "logits.npy", random_scores(3))
+    paths = [tmp_path / "photo.png", "--logits", tmp_path / "logits.npy", "--overwrite"]
+    for device in ("cpu", "cuda"):
+        succeed("refine", *paths, "-o", tmp_path / f"{device}.npy", "--device", device)
+    # equal to rounding, which ten iterations amplify
+    np.testing.assert_allclose(np.load(tmp_path / "cuda.npy"), np.load(tmp_path / "cpu.npy"), atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
