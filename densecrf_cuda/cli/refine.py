@@ -14,7 +14,7 @@ import typer
 from . import options
 from .errors import UsageError, one_line, reported
 from .files import Job, Target, companion, list_photos, select_jobs
-from .labels import LabelStyle, read_labels, restyled, score_style
+from .labels import LabelStyle, parse_code, read_labels, restyled, score_style
 from .options import Model
 from .pictures import read_photo
 from .pipeline import Example, Overlay, Refiner, run_jobs
@@ -52,6 +52,8 @@ class Evidence:
         if layout not in LAYOUTS:
             raise UsageError(f"--layout must be {', '.join(LAYOUTS)}, got {layout}")
         options.check_palette(palette)
+        if unsure_label not in ("auto", "none"):
+            parse_code("--unsure-label", unsure_label)
         self.kind, self.path = next(iter(given.items()))
         self._labels = partial(read_labels, unsure=unsure_label, num_classes=num_classes)
         self._scores = partial(read_scores, kind=self.kind, layout=layout, key=key)
@@ -143,9 +145,9 @@ def refine(
             targets.append(Target("--probs-out", probs_out, kinds, ".npz", many))
         if overlay is not None:
             targets.append(overlay_target(overlay, many))
-        jobs, failed = _jobs(photos, evidence, targets, many)
+        jobs = _jobs(photos, evidence, targets, many)
         selected = select_jobs(jobs, overwrite, skip_existing)
-        failed += run(
+        failed = run(
             selected,
             evidence.read,
             model,
@@ -154,9 +156,10 @@ def refine(
             device=device,
             threads=threads,
             batch=batch,
+            unmatched=len(photos) - len(jobs),
+            skipped=len(jobs) - len(selected),
             quiet=quiet,
             debug=debug,
-            skipped=len(jobs) - len(selected),
         )
         if failed:
             raise typer.Exit(1)
@@ -172,11 +175,12 @@ def run(
     device: str,
     threads: int | None,
     batch: int = 1,
+    unmatched: int = 0,
     skipped: int = 0,
     quiet: bool = False,
     debug: bool = False,
 ) -> int:
-    """Run jobs, say on stderr how it went, and return how many failed."""
+    """Run jobs, say on stderr how it went, and return how many failed, those included that had nothing to run on."""
     if not 0 < confidence <= 1:
         raise UsageError(f"--confidence must be in (0, 1], got {confidence}")
     options.use_threads(threads)
@@ -184,12 +188,13 @@ def run(
     output = "probabilities" if "probabilities" in wanted else "labels"
     refiner = Refiner(model, options.choose_device(device), confidence, output)
     begin = time.perf_counter()
-    failed = run_jobs(
+    failed = unmatched + run_jobs(
         jobs, lambda job: read(job.photo, job.evidence), refiner, drawing, batch=batch, quiet=quiet, debug=debug
     )
     if not quiet:
         seconds = time.perf_counter() - begin
-        photos = "1 photo" if len(jobs) == 1 else f"{len(jobs)} photos"
+        count = len(jobs) + unmatched
+        photos = "1 photo" if count == 1 else f"{count} photos"
         rest = f", {failed} failed" * bool(failed) + f", {skipped} skipped" * bool(skipped)
         typer.echo(f"densecrf: {photos} on {refiner.device} in {seconds:.2f} s{rest}", err=True)
     return failed
@@ -200,8 +205,8 @@ def overlay_target(spec: str, many: bool) -> Target:
     return Target("--overlay", spec, dict.fromkeys((".png", ".jpg", ".jpeg", ".webp"), "overlay"), ".png", many)
 
 
-def _jobs(photos: Sequence[Path], evidence: Evidence, targets: Sequence[Target], many: bool) -> tuple[list[Job], int]:
-    """The jobs, and how many photos have nothing that belongs to them, which is said."""
+def _jobs(photos: Sequence[Path], evidence: Evidence, targets: Sequence[Target], many: bool) -> list[Job]:
+    """The jobs of the photos to which a file belongs; of the others it is said."""
     jobs = []
     for photo in photos:
         try:
@@ -210,4 +215,4 @@ def _jobs(photos: Sequence[Path], evidence: Evidence, targets: Sequence[Target],
             typer.echo(f"densecrf: {photo}: {one_line(error)}", err=True)
             continue
         jobs.append(Job(photo, path, tuple(target.output(photo) for target in targets)))
-    return jobs, len(photos) - len(jobs)
+    return jobs

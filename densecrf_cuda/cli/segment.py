@@ -10,7 +10,7 @@ import typer
 from . import options
 from .errors import reported
 from .files import Job, Target, select_jobs
-from .labels import read_scribbles, restyled
+from .labels import parse_code, read_scribbles, restyled
 from .options import Model
 from .pictures import read_photo
 from .pipeline import Example, Overlay
@@ -62,6 +62,8 @@ def segment(
             gaussian_sxy, gaussian_compat, bilateral_sxy, bilateral_srgb, bilateral_compat, normalization, iterations
         )
         options.check_palette(palette)
+        if background != "auto":
+            parse_code("--background", background)
         targets = [Target("--out", out, SAVED, ".png", False)]
         if overlay is not None:
             targets.append(overlay_target(overlay, False))

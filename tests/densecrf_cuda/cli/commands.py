@@ -6,14 +6,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from oracles import photo
-from PIL import Image
 from torch import Tensor
-from typer.testing import CliRunner, Result
 
 from densecrf_cuda import Bilateral, DenseCRF, Gaussian
-from densecrf_cuda.cli.app import app
+
+# Modules that import this one are skipped where they would find nothing to test.
+for package in ("typer", "tqdm", "PIL"):
+    pytest.importorskip(package, reason='the command line is not installed: pip install "densecrf_cuda[cli]"')
+
+from PIL import Image  # noqa: E402
+from typer.testing import CliRunner, Result  # noqa: E402
+
+from densecrf_cuda.cli.app import app  # noqa: E402
 
 SIZE = (36, 48)
 

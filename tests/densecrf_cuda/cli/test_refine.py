@@ -183,6 +183,7 @@ def test_a_gpu_gives_the_same(tmp_path: Path) -> None:
         (["--labels", "L", "--normalization", "both"], "normalization must be one of"),
         (["--labels", "L", "--confidence", "1.5"], "--confidence must be in (0, 1], got 1.5"),
         (["--labels", "L", "--layout", "cwh"], "--layout must be auto, chw, hwc, got cwh"),
+        (["--labels", "L", "--ignore", "void"], "--unsure-label must be a label from 0 on or a colour as #rrggbb"),
         (["--labels", "L", "--format", "jpg"], "--format must be png, npy or npz, got jpg"),
         (
             ["--labels", "L", "--palette", "bright"],

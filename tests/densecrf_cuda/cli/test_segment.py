@@ -58,7 +58,8 @@ def test_probabilities_and_an_overlay(tmp_path: Path) -> None:
         np.testing.assert_array_equal(saved["probabilities"], expected)
         assert saved["labels"].tolist() == [1, 2, 3]
     assert pixels(tmp_path / "seen.png").shape == image.shape
-    assert "exists" in refuse(*paths)
+    assert refuse(*paths).endswith("out.npz exists: --overwrite\n")
+    assert "--background must be" in refuse(*paths, "--background", "white")
 
 
 def test_strokes_that_do_not_fit(tmp_path: Path) -> None:
