@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -84,6 +86,23 @@ def test_a_photo_that_cannot_be_refined_does_not_fail_its_batch(tmp_path: Path) 
     jobs = [Job(Path(f"{i}.png"), Path(), (Output("labels", tmp_path / f"{i}.png"),)) for i in range(5)]
     assert run_jobs(jobs, read, refine, Overlay(), batch=4, quiet=True, debug=False) == 1
     assert names(tmp_path) == ["0.png", "1.png", "3.png", "4.png"]
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_a_terminal_sees_the_progress(quiet: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    def read(job: Job) -> Example:
+        raise ValueError("broken")
+
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    jobs = [Job(tmp_path / f"{i}.png", Path(), ()) for i in range(3)]
+    assert run_jobs(jobs, read, len, Overlay(), batch=1, quiet=quiet, debug=False) == 3
+    shown = sys.stderr.getvalue()
+    assert ("3/3" in shown) != quiet
+    assert shown.count("broken") == 3
 
 
 def test_patterns(folders: Path) -> None:
