@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -12,12 +11,9 @@ from ..bandwidths import filled
 from ..inference import LatticeTerm
 from ..lattice import Lattice
 from ..lattice_cache import spatial_lattice
-from ..ops import LatticeTensors
 from ._raster import Raster, forget_padding
 
 __all__ = ["PairwiseKernel"]
-
-MAX_CACHED_POINTS = 1 << 21  # two such lattices take about a quarter of a gigabyte
 
 
 class PairwiseKernel:
@@ -57,26 +53,29 @@ class PairwiseKernel:
         self.term = self._build()
 
     def _build(self) -> LatticeTerm:
-        if self.coordinates and not len(self.guide):
-            lattice, norm = self._lattice_of_the_grid()
-        else:
-            lattice, norm = _build_lattice(self.guide, self.widths, self.raster, self.coordinates, *self._settings)
-        return LatticeTerm(lattice, self.raster.computed, norm, self.normalization, self.compat.to(self.device))
+        compat = self.compat.to(self.device)
+        if self.coordinates and not len(self.guide) and not self.raster.is_padded:
+            settings = (self.raster.shape, self.widths, self.normalization, torch.float32)
+            cached = spatial_lattice(*settings, torch.empty(0, device=self.device))
+            if cached is not None:
+                return LatticeTerm(cached.tensors, self.raster.shape, cached.norm, self.normalization, compat)
+        lattice = self._lattice()
+        norm = lattice.norm(self.normalization)
+        return LatticeTerm(lattice.tensors, self.raster.computed, norm, self.normalization, compat)
 
-    @property
-    def _settings(self) -> tuple[str, torch.device]:
-        return self.normalization, self.device
-
-    def _lattice_of_the_grid(self) -> tuple[LatticeTensors, Tensor]:
-        if self.raster.is_padded and self.raster.points <= MAX_CACHED_POINTS:
-            return _padded_grid_lattice(self.widths, self.raster, *self._settings)
-        cached = None
-        if not self.raster.is_padded:
-            like = torch.empty(0, device=self.device)
-            cached = spatial_lattice(self.raster.shape, self.widths, self.normalization, torch.float32, like)
-        if cached is not None:
-            return cached.tensors, cached.norm
-        return _build_lattice(self.guide, self.widths, self.raster, True, *self._settings)
+    def _lattice(self) -> Lattice:
+        """The lattice of the computed grid; what a GPU finds wrong with the features is waited for, and raised."""
+        guide, coordinates = self.guide, self.coordinates
+        if self.raster.is_padded:
+            if coordinates:  # as channels: the padding has none
+                guide, coordinates = torch.cat([self.raster.coordinates(), guide]), False
+            guide = self.raster.padded(guide)
+        bandwidth = filled(self.widths, torch.float32, self.device)
+        lattice = Lattice.on_grid(guide[None].to(self.device), bandwidth, self.raster.computed, coordinates)
+        lattice.check()
+        if self.raster.is_padded:
+            forget_padding(lattice.tensors, self.raster)
+        return lattice
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "term"}
@@ -84,37 +83,3 @@ class PairwiseKernel:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self.term = self._build()
-
-
-def _build_lattice(
-    guide: Tensor,
-    widths: tuple[float, ...],
-    raster: Raster,
-    coordinates: bool,
-    normalization: str,
-    device: torch.device,
-) -> tuple[LatticeTensors, Tensor]:
-    """A lattice and its norm; what a GPU finds wrong with the features is waited for, and raised."""
-    grid = raster.computed
-    if raster.is_padded:
-        if coordinates:  # as channels: the padding has none
-            guide, coordinates = torch.cat([raster.coordinates(), guide]), False
-        guide = raster.padded(guide)
-    bandwidth = filled(widths, torch.float32, device)
-    lattice = Lattice.on_grid(guide[None].to(device), bandwidth, grid, coordinates)
-    lattice.check()
-    if raster.is_padded:
-        forget_padding(lattice.tensors, raster)
-    return lattice.tensors, lattice.norm(normalization)
-
-
-@lru_cache(maxsize=2)
-def _padded_grid_lattice(
-    widths: tuple[float, ...], raster: Raster, normalization: str, device: torch.device
-) -> tuple[LatticeTensors, Tensor]:
-    """The lattice of a padded grid, kept for the next picture of that size; `spatial_lattice` keeps those of others."""
-    guide = torch.empty((0, raster.points))
-    lattice, norm = _build_lattice(guide, widths, raster, True, normalization, device)
-    vertices = int(lattice.num_vertices)
-    offsets = lattice.vertex_offsets[: vertices + 1].clone()
-    return lattice._replace(vertex_offsets=offsets, neighbours=lattice.neighbours[:, :vertices].contiguous()), norm

@@ -71,20 +71,17 @@ def read_energy(u: Any, shape: tuple[int | None, int | None]) -> Tensor:
 
 
 def _checked(energy: Tensor) -> Tensor:
-    if not energy.numel():
+    if torch.isfinite(energy.sum()):  # one quick pass over the numbers, which tells that all of them are finite
         return energy
-    # One pass over the numbers; NaN is the least and the largest of all that it is among.
-    least, most = (float(bound) for bound in torch.aminmax(energy))
-    if not least > -torch.inf:
-        bad = energy.isnan() | energy.isneginf()
+    bad = energy.isnan() | energy.isneginf()
+    if bad.any():
         label, point = bad.nonzero()[0].tolist()
         raise ValueError(
             f"unary energies must not be NaN or -infinity, got {energy[label, point]:g} for label {label} of point "
             f"{point}"
         )
-    if most == torch.inf:
-        forbidden = energy.isposinf().all(0)
-        if forbidden.any():
-            point = int(forbidden.byte().argmax())
-            raise ValueError(f"unary energies must allow a label, got +infinity for all labels of point {point}")
+    forbidden = energy.isposinf().all(0)
+    if forbidden.any():
+        point = int(forbidden.byte().argmax())
+        raise ValueError(f"unary energies must allow a label, got +infinity for all labels of point {point}")
     return energy
