@@ -60,8 +60,8 @@ def forget_padding(lattice: LatticeTensors, raster: Raster) -> None:
     rows = math.prod(raster.computed[:-1])
     cols = raster.computed[-1]
     tile_rows, _ = tile_shape(raster.computed)
-    # The padding lies in the last row of tiles; entries of a tile are listed by `point_order`, not in raster order. Of a
-    # picture that row is never a single line of points, which would have tiles of its own: nothing is padded then.
+    # The padding lies in the last row of tiles; entries of a tile are listed by `point_order`, not in raster order.
+    # Tiles of a picture have more lines than one there: with a multiple of 16 before it nothing would be padded.
     first_row = (rows - 1) // tile_rows * tile_rows
     band = (rows - first_row, cols) if rows > 1 else (cols,)
     index, tile = tile_order(band, lattice.weights.device)
