@@ -33,8 +33,17 @@ def main() -> NoReturn:
 
     Image.MAX_IMAGE_PIXELS = None  # a picture of any size that the user names is meant
     signal.signal(signal.SIGTERM, _terminate)
-    app(prog_name="densecrf")
+    app(_with_values(sys.argv[1:]), prog_name="densecrf")
     sys.exit(0)
+
+
+def _with_values(arguments: list[str]) -> list[str]:
+    """The arguments with an empty value for --overlay where none follows it."""
+    following = [*arguments[1:], "--"]
+    return [
+        "--overlay=" if argument == "--overlay" and after.startswith("-") else argument
+        for argument, after in zip(arguments, following)
+    ]
 
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:

@@ -100,6 +100,24 @@ def companion(option: str, spec: Path, photo: Path, suffixes: set[str], many: bo
     return found[0]
 
 
+def is_folder(spec: str) -> bool:
+    """Whether a path for outputs means a folder: one without suffix, or with a slash at its end, or that is one."""
+    path = Path(spec)
+    return STEM not in spec and (path.is_dir() or spec.endswith(("/", os.sep)) or not path.suffix)
+
+
+def beside(spec: str) -> str:
+    """Where overlays go that no path is named for: next to the outputs, as NAME_overlay.png.
+
+    Example:
+        >>> beside("out/cat.png"), beside("out/")
+        ('out/cat_overlay.png', 'out/{stem}_overlay.png')
+    """
+    if is_folder(spec):
+        return str(Path(spec) / f"{STEM}_overlay.png")
+    return str(Path(spec).with_suffix("")) + "_overlay.png"
+
+
 class Target:
     """Where outputs of one option go: a file, a folder (made where missing), or a pattern with {stem}.
 
@@ -114,7 +132,7 @@ class Target:
 
     def __init__(self, option: str, spec: str, kinds: dict[str, str], suffix: str, many: bool) -> None:
         path = Path(spec)
-        self._is_folder = STEM not in spec and (path.is_dir() or spec.endswith(("/", os.sep)) or not path.suffix)
+        self._is_folder = is_folder(spec)
         self._spec, self._suffix = spec, suffix
         own = suffix if self._is_folder else path.suffix.lower()
         if own not in kinds:
@@ -138,8 +156,6 @@ def select_jobs(jobs: Sequence[Job], overwrite: bool, skip_existing: bool) -> li
         UsageError: two outputs of one name, an output that is an input, one that exists where neither overwriting nor
             skipping is allowed.
     """
-    if overwrite and skip_existing:
-        raise UsageError("--overwrite and --skip-existing exclude each other")
     inputs = {os.path.realpath(path) for job in jobs for path in (job.photo, job.evidence)}
     seen: dict[str, Job] = {}
     for job in jobs:
@@ -150,13 +166,12 @@ def select_jobs(jobs: Sequence[Job], overwrite: bool, skip_existing: bool) -> li
             if path in seen:
                 raise UsageError(f"{output.path} would be written twice, for {seen[path].photo} and {job.photo}")
             seen[path] = job
-    if overwrite:
-        return list(jobs)
     if skip_existing:
         return [job for job in jobs if not all(output.path.exists() for output in job.outputs)]
+    if overwrite:
+        return list(jobs)
     existing = [output.path for job in jobs for output in job.outputs if output.path.exists()]
     if existing:
         more = f", and {len(existing) - 1} more" if len(existing) > 1 else ""
-        ways = "--overwrite or --skip-existing" if len(jobs) > 1 else "--overwrite"
-        raise UsageError(f"{existing[0]} exists{more}: {ways}")
+        raise UsageError(f"{existing[0]} exists{more}, and --no-overwrite forbids to replace it")
     return list(jobs)

@@ -19,15 +19,25 @@ from .facts import cuda_fault
 __all__ = ["Model", "check_palette", "choose_device", "parse_numbers", "use_threads"]
 
 
-def _numbers(help: str, metavar: str = "N[,N...]") -> typer.models.OptionInfo:
-    return typer.Option(metavar=metavar, help=help)
+def _numbers(*names: str, help: str, metavar: str = "N[,N...]") -> typer.models.OptionInfo:
+    return typer.Option(*names, metavar=metavar, help=help)
 
 
-GaussianSxy = Annotated[str, _numbers("Bandwidth of the smoothness kernel in pixels; x,y: one for each axis.", "N[,N]")]
-GaussianCompat = Annotated[str, _numbers("Its weight, or one number for each class; 0 leaves it out.")]
-BilateralSxy = Annotated[str, _numbers("Bandwidth of the appearance kernel in pixels, or x,y.", "N[,N]")]
-BilateralSrgb = Annotated[str, _numbers("Its bandwidth in colour, on 0 to 255, or r,g,b.", "N[,N,N]")]
-BilateralCompat = Annotated[str, _numbers("Its weight, or one number for each class; 0 leaves it out.")]
+GaussianSxy = Annotated[
+    str, _numbers(help="Bandwidth of the smoothness kernel in pixels; x,y: one for each axis.", metavar="N[,N]")
+]
+GaussianCompat = Annotated[str, _numbers(help="Its weight, or one number for each class; 0 leaves it out.")]
+BilateralSxy = Annotated[
+    str,
+    _numbers("--sxy", "--bilateral-sxy", help="Bandwidth of the appearance kernel in pixels, or x,y.", metavar="N[,N]"),
+]
+BilateralSrgb = Annotated[
+    str,
+    _numbers("--srgb", "--bilateral-srgb", help="Its bandwidth in colour, on 0 to 255, or r,g,b.", metavar="N[,N,N]"),
+]
+BilateralCompat = Annotated[
+    str, _numbers("--compat", "--bilateral-compat", help="Its weight, or one number for each class; 0 leaves it out.")
+]
 Normalization = Annotated[str, typer.Option(metavar="NAME", help="symmetric, none, before, after or homogeneous.")]
 Iterations = Annotated[int, typer.Option(min=0, metavar="N", help="Updates of mean field.")]
 Device = Annotated[str, typer.Option(metavar="NAME", help="cpu, cuda, cuda:1, or auto: a GPU where there is one.")]
@@ -70,7 +80,12 @@ Out = Annotated[
     ),
 ]
 OverlayPath = Annotated[
-    str | None, typer.Option("--overlay", metavar="PATH", help="Also the photo under its labels, a file or a folder.")
+    str | None,
+    typer.Option(
+        "--overlay",
+        metavar="PATH",
+        help="Also the photo under its labels, a file or a folder; no PATH: beside the outputs, NAME_overlay.png.",
+    ),
 ]
 Opacity = Annotated[
     float, typer.Option("--opacity", min=0, max=1, metavar="A", help="Of the labels in an overlay, 0 to 1.")
@@ -82,7 +97,9 @@ Palette = Annotated[
         metavar="NAME", help="Of label pictures: keep, voc, grey, or a palette picture; scores start from voc."
     ),
 ]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist.")]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite/--no-overwrite", help="Replace outputs that exist, or refuse to.")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar and no summary.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Tracebacks of errors.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -95,7 +112,7 @@ def parse_numbers(option: str, text: str) -> float | tuple[float, ...]:
         UsageError: anything else.
 
     Example:
-        >>> parse_numbers("--bilateral-sxy", "80"), parse_numbers("--bilateral-sxy", "80,60")
+        >>> parse_numbers("--sxy", "80"), parse_numbers("--sxy", "80,60")
         (80.0, (80.0, 60.0))
     """
     try:
@@ -137,10 +154,8 @@ class Model:
         sxy = parse_numbers("--gaussian-sxy", self.gaussian_sxy)
         compat = parse_numbers("--gaussian-compat", self.gaussian_compat)
         gaussian = Gaussian(sxy, compat)
-        sxy, srgb = (
-            parse_numbers(f"--bilateral-{name}", getattr(self, f"bilateral_{name}")) for name in ("sxy", "srgb")
-        )
-        compat = parse_numbers("--bilateral-compat", self.bilateral_compat)
+        sxy, srgb = (parse_numbers(f"--{name}", getattr(self, f"bilateral_{name}")) for name in ("sxy", "srgb"))
+        compat = parse_numbers("--compat", self.bilateral_compat)
         return [kernel for kernel in (gaussian, Bilateral(sxy, srgb, compat)) if kernel.compat != 0]
 
     def crf(self, num_classes: int, filter: str = "lattice") -> DenseCRF:

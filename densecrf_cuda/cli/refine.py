@@ -13,7 +13,7 @@ import typer
 
 from . import options
 from .errors import UsageError, one_line, reported
-from .files import Job, Target, companion, list_photos, select_jobs
+from .files import Job, Target, beside, companion, list_photos, select_jobs
 from .labels import LabelStyle, parse_code, read_labels, restyled, score_style
 from .options import Model
 from .pictures import read_photo
@@ -106,7 +106,7 @@ def refine(
     overlay: options.OverlayPath = None,
     opacity: options.Opacity = 0.5,
     boundaries: options.Boundaries = True,
-    overwrite: options.Overwrite = False,
+    overwrite: options.Overwrite = True,
     skip_existing: Annotated[bool, typer.Option("--skip-existing", help="Leave photos whose outputs exist.")] = False,
     exif: options.Exif = True,
     device: options.Device = "auto",
@@ -144,7 +144,7 @@ def refine(
             kinds = {suffix: kind for suffix, kind in SAVED.items() if kind == "probabilities"}
             targets.append(Target("--probs-out", probs_out, kinds, ".npz", many))
         if overlay is not None:
-            targets.append(overlay_target(overlay, many))
+            targets.append(overlay_target(overlay or beside(out), many))
         jobs = _jobs(photos, evidence, targets, many)
         selected = select_jobs(jobs, overwrite, skip_existing)
         failed = run(

@@ -9,7 +9,7 @@ import typer
 
 from . import options
 from .errors import reported
-from .files import Job, Target, select_jobs
+from .files import Job, Target, beside, select_jobs
 from .labels import parse_code, read_scribbles, restyled
 from .options import Model
 from .pictures import read_photo
@@ -46,7 +46,7 @@ def segment(
     overlay: options.OverlayPath = None,
     opacity: options.Opacity = 0.5,
     boundaries: options.Boundaries = True,
-    overwrite: options.Overwrite = False,
+    overwrite: options.Overwrite = True,
     exif: options.Exif = True,
     device: options.Device = "auto",
     threads: options.Threads = None,
@@ -66,7 +66,7 @@ def segment(
             parse_code("--background", background)
         targets = [Target("--out", out, SAVED, ".png", False)]
         if overlay is not None:
-            targets.append(overlay_target(overlay, False))
+            targets.append(overlay_target(overlay or beside(out), False))
         job = Job(image, scribbles, tuple(target.output(image) for target in targets))
 
         def read(photo: Path, strokes: Path) -> Example:

@@ -26,15 +26,21 @@ OTHERS: list[dict[str, Any]] = [
 
 @pytest.fixture(autouse=True)
 def forget_compiled_code() -> Iterator[None]:
-    """Each test compiles anew.
-
-    The caches on disk do not know of the operators' fake kernels, so code compiled for the CPU's lattices could come back
-    for those of the emulator, which have a splat plan.
-    """
+    """Each test compiles anew."""
     torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.fixture
+def no_cached_code() -> Iterator[None]:
+    """Nothing comes from the caches on disk.
+
+    They do not know of the operators' fake kernels, so code compiled for the lattices of the CPU could come back for
+    those of the emulator, which have a splat plan.
+    """
     with torch._inductor.config.patch(force_disable_caches=True):
         yield
-    torch._dynamo.reset()
 
 
 def example(device: torch.device, height: int = 12, width: int = 15) -> tuple[Tensor, Tensor]:
@@ -49,6 +55,7 @@ def make(**settings: Any) -> DenseCRF:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_cached_code")
 @pytest.mark.filterwarnings("ignore:::torch")  # torch's code generator warns of torch
 def test_inference_with_generated_code(device: torch.device) -> None:
     crf = make().to(device)
@@ -58,6 +65,7 @@ def test_inference_with_generated_code(device: torch.device) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_cached_code")
 @pytest.mark.filterwarnings("ignore:::torch")  # torch's code generator warns of torch
 def test_training_step_with_generated_code(device: torch.device) -> None:
     crf = make(trainable=True, iterations=2).to(device)

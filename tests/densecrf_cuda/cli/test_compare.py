@@ -35,7 +35,7 @@ def differences(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
 def test_differences(normalization: str, paths: list[object]) -> None:
     pytest.importorskip("pydensecrf.densecrf", reason="pydensecrf2 is not installed (Python <= 3.12 only)")
     weights = (0.02, 0.05) if normalization == "none" else (3.0, 10.0)
-    options = ["--gaussian-compat", weights[0], "--bilateral-compat", weights[1], "--bilateral-sxy", "20,30"]
+    options = ["--gaussian-compat", weights[0], "--bilateral-compat", weights[1], "--sxy", "20,30"]
     result = succeed("compare", *paths, "--normalization", normalization, *options, "--json", "--repeats", 1)
     report = json.loads(result.stdout)
     assert (report["width"], report["height"], report["classes"]) == (32, 24, 3)

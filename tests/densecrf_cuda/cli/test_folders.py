@@ -51,7 +51,7 @@ def test_a_batch_gives_what_its_photos_give_alone(batch: int, folders: Path) -> 
     for stem in PHOTOS:
         alone = folders / "alone.npz"
         photo, labels = (folders / kind / f"{stem}.png" for kind in ("photos", "labels"))
-        succeed("refine", photo, "--labels", labels, "-o", alone, "--overwrite")
+        succeed("refine", photo, "--labels", labels, "-o", alone)
         with np.load(alone) as saved:
             np.testing.assert_array_equal(pixels(folders / "out" / f"{stem}.png"), saved["probabilities"].argmax(0))
 
@@ -130,7 +130,7 @@ def test_existing_outputs_and_inputs_are_safe(folders: Path) -> None:
     photos, labels, out = folders / "photos", folders / "labels", folders / "out"
     out.mkdir()
     (out / "c.png").write_text("mine")
-    assert f"{out / 'c.png'} exists" in refuse("refine", photos, "--labels", labels, "-o", out)
+    assert f"{out / 'c.png'} exists" in refuse("refine", photos, "--labels", labels, "-o", out, "--no-overwrite")
     assert names(out) == ["c.png"]
 
     result = succeed("refine", photos, "--labels", labels, "-o", out, "--skip-existing")
@@ -139,14 +139,14 @@ def test_existing_outputs_and_inputs_are_safe(folders: Path) -> None:
     assert (out / "c.png").read_text() == "mine"
     assert names(out) == names(labels)
 
-    succeed("refine", photos, "--labels", labels, "-o", out, "--overwrite")
+    succeed("refine", photos, "--labels", labels, "-o", out)
     assert pixels(out / "c.png").shape == (24, 32)
 
     for folder in (photos, labels):
-        message = refuse("refine", photos, "--labels", labels, "-o", folder, "--overwrite")
+        message = refuse("refine", photos, "--labels", labels, "-o", folder)
         assert "is an input, it is not overwritten" in message
     (folders / "link.png").symlink_to(photos / "a.png")
-    message = refuse("refine", photos / "a.png", "--labels", labels, "-o", folders / "link.png", "--overwrite")
+    message = refuse("refine", photos / "a.png", "--labels", labels, "-o", folders / "link.png")
     assert "is an input" in message
 
 

@@ -38,6 +38,17 @@ def test_a_process_refines(tmp_path: Path) -> None:
     np.testing.assert_array_equal(pixels(tmp_path / "out.png"), infer(unary_from_labels(classes, 3, 0.7), image))
 
 
+@pytest.mark.parametrize("after", [[], ["--iterations", 2]])
+@pytest.mark.parametrize("out", ["out.png", "folder"])
+def test_overlay_without_a_path_lies_beside_the_output(out: str, after: list[object], tmp_path: Path) -> None:
+    save_photo(tmp_path / "photo.png")
+    Image.fromarray(coarse_classes(3).astype(np.uint8)).save(tmp_path / "labels.png")
+    paths = [tmp_path / "photo.png", "--labels", tmp_path / "labels.png", "-o", tmp_path / out]
+    assert process("refine", *paths, "--overlay", *after).returncode == 0
+    overlay = tmp_path / ("out_overlay.png" if out == "out.png" else "folder/photo_overlay.png")
+    assert pixels(overlay).shape == pixels(tmp_path / "photo.png").shape
+
+
 def test_quiet_says_only_what_failed(tmp_path: Path) -> None:
     save_photo(tmp_path / "photo.png")
     (tmp_path / "labels.png").write_bytes(b"no picture")

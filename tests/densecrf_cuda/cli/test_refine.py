@@ -77,8 +77,8 @@ def test_every_option_of_the_model(tmp_path: Path) -> None:
     np.save(tmp_path / "logits.npy", logits)
     for options, settings in (
         (
-            "--gaussian-sxy 2,4 --gaussian-compat 1.5 --bilateral-sxy 20,30 --bilateral-srgb 9,11,14 "
-            "--bilateral-compat=-4,-5,-6 --normalization after --iterations 3",
+            "--gaussian-sxy 2,4 --gaussian-compat 1.5 --sxy 20,30 --srgb 9,11,14 "
+            "--compat=-4,-5,-6 --normalization after --iterations 3",
             {
                 "kernels": [Gaussian((2, 4), 1.5), Bilateral((20, 30), (9, 11, 14), [-4, -5, -6])],
                 "normalization": "after",
@@ -86,10 +86,10 @@ def test_every_option_of_the_model(tmp_path: Path) -> None:
             },
         ),
         ("--gaussian-compat 0", {"kernels": [Bilateral(80, 13, 10)]}),
-        ("--bilateral-compat 0 --iterations 1", {"kernels": [Gaussian(3, 3)], "iterations": 1}),
+        ("--compat 0 --iterations 1", {"kernels": [Gaussian(3, 3)], "iterations": 1}),
     ):
         paths = [tmp_path / "photo.png", "--logits", tmp_path / "logits.npy", "-o", tmp_path / "out.npy"]
-        succeed("refine", *paths, "--overwrite", "--threads", torch.get_num_threads(), *options.split())
+        succeed("refine", *paths, "--threads", torch.get_num_threads(), *options.split())
         expected = infer(unary_from_logits(logits), image, "probabilities", **settings)
         np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), expected)
 
@@ -131,7 +131,7 @@ def test_one_channel_is_label_1_against_label_0(tmp_path: Path) -> None:
     p = torch.from_numpy(logits).sigmoid().numpy()
     np.save(tmp_path / "p.npy", p)
     np.save(tmp_path / "x.npy", logits)
-    paths = [tmp_path / "photo.png", "-o", tmp_path / "out.npy", "--overwrite"]
+    paths = [tmp_path / "photo.png", "-o", tmp_path / "out.npy"]
     succeed("refine", *paths, "--probs", tmp_path / "p.npy")
     expected = infer(unary_from_probabilities(np.stack([1 - p, p])), image, "probabilities")
     np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), expected)
@@ -154,10 +154,10 @@ def test_overlay_and_palette(tmp_path: Path) -> None:
     np.testing.assert_allclose(pixels(tmp_path / "overlay.png").astype(int), red.astype(int), atol=1)
 
     save_labels(tmp_path / "other.png", "P", [0, 1], coarse_classes(2), 255)
-    succeed("refine", *paths, "--overwrite", "--palette", tmp_path / "other.png")
+    succeed("refine", *paths, "--palette", tmp_path / "other.png")
     assert style(tmp_path / "out.png") == style(tmp_path / "other.png")
     np.testing.assert_array_equal(pixels(tmp_path / "out.png"), labels)
-    succeed("refine", *paths, "--overwrite", "--palette", "grey")
+    succeed("refine", *paths, "--palette", "grey")
     assert style(tmp_path / "out.png")["mode"] == "L"
 
 
@@ -165,7 +165,7 @@ def test_overlay_and_palette(tmp_path: Path) -> None:
 def test_a_gpu_gives_the_same(tmp_path: Path) -> None:
     save_photo(tmp_path / "photo.png")
     np.save(tmp_path / "logits.npy", random_scores(3))
-    paths = [tmp_path / "photo.png", "--logits", tmp_path / "logits.npy", "--overwrite"]
+    paths = [tmp_path / "photo.png", "--logits", tmp_path / "logits.npy"]
     for device in ("cpu", "cuda"):
         succeed("refine", *paths, "-o", tmp_path / f"{device}.npy", "--device", device)
     # equal to rounding, which ten iterations amplify
@@ -178,8 +178,8 @@ def test_a_gpu_gives_the_same(tmp_path: Path) -> None:
         ([], "one of --labels, --probs and --logits is needed, got 0"),
         (["--labels", "L", "--probs", "L"], "one of --labels, --probs and --logits is needed, got 2"),
         (["--labels", "missing.png"], "--labels missing.png does not exist"),
-        (["--labels", "L", "--bilateral-srgb", "0"], "srgb must be positive and finite, got 0.0"),
-        (["--labels", "L", "--bilateral-sxy", "80;60"], "--bilateral-sxy must be a number"),
+        (["--labels", "L", "--srgb", "0"], "srgb must be positive and finite, got 0.0"),
+        (["--labels", "L", "--sxy", "80;60"], "--sxy must be a number"),
         (["--labels", "L", "--normalization", "both"], "normalization must be one of"),
         (["--labels", "L", "--confidence", "1.5"], "--confidence must be in (0, 1], got 1.5"),
         (["--labels", "L", "--layout", "cwh"], "--layout must be auto, chw, hwc, got cwh"),
@@ -193,7 +193,6 @@ def test_a_gpu_gives_the_same(tmp_path: Path) -> None:
         (["--labels", "L", "--device", "cuda:99"], "--device cuda:99"),
         (["--labels", "L", "--overlay", "o.txt"], "--overlay must end in .png, .jpg, .jpeg, .webp, got o.txt"),
         (["--labels", "L", "--probs-out", "o.png"], "--probs-out must end in .npy, .npz, got o.png"),
-        (["--labels", "L", "--overwrite", "--skip-existing"], "--overwrite and --skip-existing exclude each other"),
     ],
 )
 def test_wrong_commands(options: list[str], message: str, tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def test_probabilities_and_an_overlay(tmp_path: Path) -> None:
         np.testing.assert_array_equal(saved["probabilities"], expected)
         assert saved["labels"].tolist() == [1, 2, 3]
     assert pixels(tmp_path / "seen.png").shape == image.shape
-    assert refuse(*paths).endswith("out.npz exists: --overwrite\n")
+    assert refuse(*paths, "--no-overwrite").endswith("out.npz exists, and --no-overwrite forbids to replace it\n")
     assert "--background must be" in refuse(*paths, "--background", "white")
 
 
