@@ -53,7 +53,7 @@ doctest: dev
 	$(BIN)/pytest -c pyproject.toml --rootdir=. --doctest-modules --pyargs densecrf_cuda
 
 docs: dev
-	$(BIN)/mkdocs build --strict --site-dir build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir build/site
 
 lint: $(VENV)/.stamp-dev-$(DEV)
 	$(BIN)/ruff check .

@@ -281,11 +281,15 @@ class DenseCRF(nn.Module):
     def _method(self, start: Tensor, terms: Sequence[Term]) -> Method:
         return make_method(self.inference, start, terms, self.damping, self.frank_wolfe)
 
+    @property
+    def pairwise_terms(self) -> list[PairwiseTerm]:
+        """The modules of `kernels`, as what they are."""
+        return [kernel for kernel in self.kernels if isinstance(kernel, PairwiseTerm)]
+
     def _terms(self, problem: Problem) -> list[Term]:
-        kernels = [kernel for kernel in self.kernels if isinstance(kernel, PairwiseTerm)]
         if self.filter == "dense":
-            return [kernel.dense_term(problem) for kernel in kernels]
-        return [kernel.lattice_term(problem) for kernel in kernels]
+            return [kernel.dense_term(problem) for kernel in self.pairwise_terms]
+        return [kernel.lattice_term(problem) for kernel in self.pairwise_terms]
 
     def _read(self, unary: Tensor, image: Tensor | None) -> tuple[Problem, list[Term]]:
         """A problem with its terms, for what is composed of them; what a GPU has to say about them is watched."""

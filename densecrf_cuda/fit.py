@@ -131,7 +131,7 @@ def fit_crf(
     held_out = None if validation is None else read_examples("validation", validation, crf, ignore_index)
 
     fitted = copy.deepcopy(crf)
-    terms = fitted._terms()
+    terms = fitted.pairwise_terms
     trainable_before = [term.trainable for term in terms]
     for term in terms:
         # a Potts number is a second factor of the weight
@@ -195,10 +195,10 @@ def _check_crf(crf: Any) -> None:
         raise TypeError(f"crf must be a DenseCRF, got {type(crf).__name__}")
     if crf.num_classes < 2:
         raise ValueError("crf must have at least 2 classes, got 1, whose probability is 1 whatever the parameters")
-    if crf.iterations < 1 or not crf._terms():
+    if crf.iterations < 1 or not crf.pairwise_terms:
         raise ValueError(
             f"crf must have kernels and at least one iteration, for anything to depend on its parameters, got "
-            f"{len(crf._terms())} kernels and {crf.iterations} iterations"
+            f"{len(crf.pairwise_terms)} kernels and {crf.iterations} iterations"
         )
 
 

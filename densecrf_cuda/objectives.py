@@ -94,7 +94,7 @@ def read_examples(what: str, examples: Iterable[Example], crf: DenseCRF, ignore_
 def _read_one(unary: Array, image: Array | None, labels: Array, crf: DenseCRF, ignore_index: int) -> LabelledImage:
     energies, truth = _tensor(unary, "unary").detach(), _integers(labels)
     guide = None if image is None else _tensor(image, "image").detach()
-    problem = read_problem(energies, guide, crf.num_classes, crf._terms(), crf.spatial_dims)
+    problem = read_problem(energies, guide, crf.num_classes, crf.pairwise_terms, crf.spatial_dims)
     wanted = (*problem.batch_shape, *problem.grid)
     if tuple(truth.shape) != wanted:
         raise ValueError(f"labels must have the shape of unary without its classes, {wanted}, got {tuple(truth.shape)}")
