@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,10 +43,10 @@ class Problem:
         """Where it is computed."""
         return self.unary.device
 
-    def require_image(self, kernel: str) -> Tensor:
-        """The image [B, G, N], for a kernel that filters over it."""
+    def require_image(self, kernel: Callable[[], str]) -> Tensor:
+        """The image [B, G, N], for a kernel that filters over it; what that is called only an error needs to know."""
         if self.image is None:
-            raise ValueError(f"{kernel} needs an image, got none")
+            raise ValueError(f"{kernel()} needs an image, got none")
         return self.image
 
     def read_features(self, features: Any) -> Tensor:
@@ -109,12 +109,11 @@ def read_problem(
         raise TypeError(f"{name} must have a floating dtype{energies}, got {unary.dtype}")
     kernels = list(kernels)
     dims = spatial_dims or _infer_spatial_dims(unary, num_classes, kernels)
-    hint = ""
-    if spatial_dims is None and unary.dim() not in (1, dims + 1) and num_classes in unary.shape[:1]:
-        hint = f": spatial_dims={unary.dim() - 1} would take {tuple(unary.shape[1:])} as one grid"
-    batched = _add_batch(name, "C", unary, dims, hint)
+    guessed_for = num_classes if spatial_dims is None else None
+    batched = _add_batch(name, "C", unary, dims, guessed_for)
     grid = tuple(batched.shape[2:])
     if batched.shape[1] != num_classes:
+        hint = _hint_at_one_grid(unary, guessed_for)
         if unary.shape[-1] == num_classes and not hint:
             hint = ": the labels look like the last axis, permute them"
         raise ValueError(
@@ -142,8 +141,9 @@ def _infer_spatial_dims(unary: Tensor, num_classes: int, kernels: list[Any]) -> 
     return usual
 
 
-def _add_batch(name: str, letter: str, tensor: Tensor, dims: int, hint: str = "") -> Tensor:
+def _add_batch(name: str, letter: str, tensor: Tensor, dims: int, guessed_for: int | None = None) -> Tensor:
     if tensor.dim() not in (dims + 1, dims + 2):
+        hint = _hint_at_one_grid(tensor, guessed_for)
         spatial = {1: "N", 2: "H, W", 3: "D, H, W"}.get(dims, "*spatial")
         raise ValueError(
             f"{name} must be [B, {letter}, {spatial}] or [{letter}, {spatial}], got shape {tuple(tensor.shape)}{hint}"
@@ -151,7 +151,14 @@ def _add_batch(name: str, letter: str, tensor: Tensor, dims: int, hint: str = ""
     return tensor if tensor.dim() == dims + 2 else tensor[None]
 
 
-def _read_image(image: Any, unary: Tensor, dims: int, name: str) -> Tensor:
+def _hint_at_one_grid(tensor: Tensor, guessed_for: int | None) -> str:
+    """What would help where the axes had to be guessed, for so many labels, and the first could be that of labels."""
+    if tensor.dim() < 2 or tensor.shape[0] != guessed_for:
+        return ""
+    return f": spatial_dims={tensor.dim() - 1} would take {tuple(tensor.shape[1:])} as one grid"
+
+
+def _read_image(image: Any, unary: Tensor, dims: int) -> Tensor:
     if not isinstance(image, Tensor):
         raise TypeError(f"image must be a torch.Tensor, got {type(image).__name__}")
     if not (image.is_floating_point() or image.dtype == torch.uint8):

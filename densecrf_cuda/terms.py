@@ -163,14 +163,14 @@ class PairwiseTerm(nn.Module):
             guide = problem.unary.new_empty((1, 0, problem.unary.shape[2]))
             bandwidth = self.bandwidth_of("sxy", len(problem.grid), *kind)
             if self.needs_image:
-                guide = problem.require_image(self.description)
+                guide = problem.require_image(lambda: self.description)
                 bandwidth = torch.cat([bandwidth, self.bandwidth_of("srgb", guide.shape[1], *kind)])
             return guide, bandwidth
         source: Any = self.features
         if isinstance(source, Tensor):
             guide = problem.read_features(source)
         else:
-            guide = problem.require_image(self.description)
+            guide = problem.require_image(lambda: self.description)
             if source is not None:
                 guide = problem.read_features(source(problem.image_argument))
         return guide, self.bandwidth_of("bandwidth", guide.shape[1], *kind)
