@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -50,6 +50,7 @@ class _Key(NamedTuple):
     dtype: torch.dtype
     device: torch.device
     has_splat_plan: bool
+    variant: str
 
     @property
     def least_bytes(self) -> int:
@@ -65,9 +66,18 @@ _held = threading.local()
 
 
 def spatial_lattice(
-    grid: tuple[int, ...], widths: tuple[float, ...], normalization: str, dtype: torch.dtype, like: Tensor
+    grid: tuple[int, ...],
+    widths: tuple[float, ...],
+    normalization: str,
+    dtype: torch.dtype,
+    like: Tensor,
+    *,
+    variant: str = "",
+    build: Callable[[], Lattice] | None = None,
 ) -> SpatialLattice | None:
     """The lattice of a grid and its norm on the device of `like`, from the cache or for it; None where it must not be.
+
+    A `variant` is another lattice that follows from the same grid and widths, and `build` makes it.
 
     That is while torch.compile, a tracer or a fake tensor is at work; while a CUDA graph is captured, unless somebody
     holds what the graph will read (`hold`) and the cache has it; where a lattice that is missing would have to be
@@ -83,7 +93,7 @@ def spatial_lattice(
     ):
         return None
     holder: list[SpatialLattice] | None = getattr(_held, "entries", None)
-    key = _Key(grid, widths, normalization, dtype, like.device, has_splat_plan(like.device))
+    key = _Key(grid, widths, normalization, dtype, like.device, has_splat_plan(like.device), variant)
     if key.device.type not in ("cpu", "cuda") or key.least_bytes > MAX_BYTES:
         return None
     if is_capturing(key.device) and holder is None:
@@ -95,7 +105,7 @@ def spatial_lattice(
     if entry is None:
         if not may_wait(key.device):
             return None
-        entry = _make(key)
+        entry = _make(key, build)
         _keep(key, entry)
     if holder is not None:
         holder.append(entry)
@@ -127,11 +137,14 @@ def hold() -> Iterator[list[SpatialLattice]]:
         _held.entries = outer
 
 
-def _make(key: _Key) -> SpatialLattice:
+def _make(key: _Key, build: Callable[[], Lattice] | None) -> SpatialLattice:
     # Whoever comes first: not in a mode of inference that would keep autograd from saving the tensors later.
     with torch.inference_mode(False), torch.no_grad():
-        guide = torch.empty((1, 0, math.prod(key.grid)), dtype=key.dtype, device=key.device)
-        lattice = Lattice.on_grid(guide, filled(key.widths, key.dtype, key.device), key.grid, True, watch=False)
+        if build is None:
+            guide = torch.empty((1, 0, math.prod(key.grid)), dtype=key.dtype, device=key.device)
+            lattice = Lattice.on_grid(guide, filled(key.widths, key.dtype, key.device), key.grid, True, watch=False)
+        else:
+            lattice = build()
         norm = lattice.norm(key.normalization)
         vertices = lattice.num_vertices
         tensors = lattice.tensors._replace(

@@ -54,11 +54,12 @@ class PairwiseKernel:
 
     def _build(self) -> LatticeTerm:
         compat = self.compat.to(self.device)
-        if self.coordinates and not len(self.guide) and not self.raster.is_padded:
+        if self.coordinates and not len(self.guide):
             settings = (self.raster.shape, self.widths, self.normalization, torch.float32)
-            cached = spatial_lattice(*settings, torch.empty(0, device=self.device))
+            padding = {"variant": "padded", "build": self._lattice} if self.raster.is_padded else {}
+            cached = spatial_lattice(*settings, torch.empty(0, device=self.device), **padding)
             if cached is not None:
-                return LatticeTerm(cached.tensors, self.raster.shape, cached.norm, self.normalization, compat)
+                return LatticeTerm(cached.tensors, self.raster.computed, cached.norm, self.normalization, compat)
         lattice = self._lattice()
         norm = lattice.norm(self.normalization)
         return LatticeTerm(lattice.tensors, self.raster.computed, norm, self.normalization, compat)
