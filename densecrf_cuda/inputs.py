@@ -158,7 +158,7 @@ def _hint_at_one_grid(tensor: Tensor, guessed_for: int | None) -> str:
     return f": spatial_dims={tensor.dim() - 1} would take {tuple(tensor.shape[1:])} as one grid"
 
 
-def _read_image(image: Any, unary: Tensor, dims: int) -> Tensor:
+def _read_image(image: Any, unary: Tensor, dims: int, name: str) -> Tensor:
     if not isinstance(image, Tensor):
         raise TypeError(f"image must be a torch.Tensor, got {type(image).__name__}")
     if not (image.is_floating_point() or image.dtype == torch.uint8):
