@@ -144,8 +144,8 @@ class DenseCRF(nn.Module):
     ) -> Iterator[InferenceStep]:
         """Infer one iteration at a time, to watch or to stop by a rule of one's own.
 
-        Q of a step is what `forward` returns after that many iterations; to rounding where that runs mean field in one
-        operator, which sums in another order, and to the bit elsewhere.
+        Q is what `forward` returns after as many iterations: to rounding where that is one operator, which sums in
+        another order (mean field on the lattice), to the bit elsewhere.
 
         Args:
             unary, image, iterations: as for `forward`.
@@ -197,14 +197,11 @@ class DenseCRF(nn.Module):
     def map(self, unary: Tensor, image: Tensor | None = None, *, iterations: int | None = None) -> Tensor:
         """The most probable label of every pixel, argmax Q; the first of those that are equal.
 
-        Args:
-            unary, image, iterations: as for `forward`.
+        Args, raises:
+            as `forward`.
 
         Returns:
             the shape of unary without the axis of C, int64.
-
-        Raises:
-            ValueError, TypeError: as `forward`.
 
         Example:
             >>> DenseCRF(2).map(torch.tensor([[0.0, 1.0], [1.0, 0.0]]))
@@ -266,8 +263,8 @@ class DenseCRF(nn.Module):
         unary, mean_field = problem.unary, self.inference == "mean_field"
         lattices = [term for term in terms if isinstance(term, LatticeTerm)]
         if mean_field and len(lattices) == len(terms) and not wants_gradients(unary, lattices):
-            settings = {"damping": self.damping, "precision": self.precision}
-            return fused_mean_field(unary, lattices, problem.grid, iterations, **settings, **options), reports
+            options |= {"damping": self.damping, "precision": self.precision}
+            return fused_mean_field(unary, lattices, problem.grid, iterations, **options), reports
         problem.check_unary()
         options["checkpoint"] = self.checkpoint and torch.is_grad_enabled()
         if mean_field:

@@ -79,7 +79,7 @@ def test_free_energy_falls_whatever_the_problem(device: torch.device) -> None:
 @pytest.mark.parametrize("normalization", ["symmetric", "after"])
 @pytest.mark.parametrize("name", ["astronaut", "coffee"])
 def test_free_energy_falls_on_the_lattice(name: str, normalization: str, device: torch.device) -> None:
-    """Its matrix has negative eigenvalues of up to 0.003 (docs/inference.md), of the 0.5 that are kept in reserve."""
+    """Eigenvalues of its matrix down to -4e-4 (docs/inference.md) cost a hundredth of that with a weight of 10."""
     image = torch.from_numpy(photo(name, 24, 32)).permute(2, 0, 1).to(device)
     unary = noise(3, 24, 32).to(device)
     for compats in ((3.0, 10.0), (COMPATS["mixed diagonal"], COMPATS["indefinite"])):
