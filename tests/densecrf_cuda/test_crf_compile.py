@@ -17,9 +17,6 @@ from densecrf_cuda import Bilateral, DenseCRF, Features, Gaussian, permutohedral
 # Inductor writes C++ for the CPU; without a compiler the rest of torch.compile still runs.
 CODE_GENERATOR = "inductor" if shutil.which("g++") else "aot_eager"
 
-
-pytestmark = pytest.mark.filterwarnings("ignore:dynamo_pgo force disabled")  # what the fixture below asks for
-
 OTHERS: list[dict[str, Any]] = [
     {"inference": "convergent", "normalization": "after"},
     {"inference": "frank_wolfe", "regularization": "l2"},
