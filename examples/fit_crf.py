@@ -42,11 +42,12 @@ def right(crf: DenseCRF, examples: list[tuple[Tensor, Tensor, Tensor]]) -> float
     return torch.cat(hits).float().mean().item()
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> dict[str, float]:
+    """Fit, and tell; the share of pixels right on pictures that were not fitted, by the CRF."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--objective", default="log_likelihood", choices=["log_likelihood", "soft_iou"])
     parser.add_argument("--epochs", type=int, default=30)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     torch.manual_seed(0)
     train, validation, unseen = ([draw(48 + 4 * i, 64 - 4 * i) for i in range(count)] for count in (4, 2, 6))
 
@@ -69,6 +70,7 @@ def main() -> None:
 
     usual = DenseCRF(CLASSES, [Gaussian(sxy=3, compat=3), Bilateral(sxy=80, srgb=13, compat=10)], iterations=5)
     print(f"\non {len(unseen)} other pictures    {arguments.objective}   right")
+    shares = {}
     for name, candidate in {
         "no CRF": DenseCRF(CLASSES),
         "usual values": usual,
@@ -76,11 +78,13 @@ def main() -> None:
         "fitted": fit.crf,
     }.items():
         score = evaluate_crf(candidate, unseen, objective=arguments.objective)
-        print(f"{name:20} {score:14.3f} {right(candidate, unseen):9.1%}")
+        shares[name] = right(candidate, unseen)
+        print(f"{name:20} {score:14.3f} {shares[name]:9.1%}")
 
     learned = {name: f"{value:.3g}" for name, value in fit.parameters.items()}
     print(f"\nGaussian(sxy={learned['0.sxy']}, compat=1, weight={learned['0.weight']})")
     print(f"Bilateral(sxy={learned['1.sxy']}, srgb={learned['1.srgb']}, compat=1, weight={learned['1.weight']})")
+    return shares
 
 
 if __name__ == "__main__":

@@ -26,6 +26,11 @@ def load(name: str) -> ModuleType:
     return module
 
 
+def fit_crf(example: ModuleType, picture: Path) -> None:
+    right = example.main(["--epochs", "10"])
+    assert right["start"] < right["fitted"] and right["no CRF"] < right["fitted"] - 0.02
+
+
 def many_channels(example: ModuleType, picture: Path) -> None:
     right = example.main(size=64, steps=20, output=picture)
     before = right["no CRF"]
@@ -38,6 +43,11 @@ def point_cloud(example: ModuleType, picture: Path) -> None:
     assert right["before"] < 0.65 and right["positions"] > 0.85
     assert right["positions"] < right["positions, normals"] < right["positions, normals, colours"]
     assert right["positions, normals, colours"] > 0.98
+
+
+def pydensecrf_program(example: ModuleType, picture: Path) -> None:
+    right = example.main()
+    assert right["after"] > right["before"] + 0.05
 
 
 def refine_photo(example: ModuleType, picture: Path) -> None:
@@ -78,11 +88,27 @@ def volume(example: ModuleType, picture: Path) -> None:
     assert dice["millimetres"] > dice["before"] + 0.08 and dice["millimetres"] > dice["voxels"] + 0.08
 
 
+def weak_supervision(example: ModuleType, picture: Path) -> None:
+    right = example.main(steps=60)
+    assert right[0.5] > right[0.0] + 0.008
+
+
 CHECKS: dict[str, Callable[[ModuleType, Path], None]] = {
     check.__name__: check
-    for check in (many_channels, point_cloud, refine_photo, scribbles, train_bandwidths, video, volume)
+    for check in (
+        fit_crf,
+        many_channels,
+        point_cloud,
+        pydensecrf_program,
+        refine_photo,
+        scribbles,
+        train_bandwidths,
+        video,
+        volume,
+        weak_supervision,
+    )
 }
-WITHOUT_PICTURE = {"point_cloud", "train_bandwidths"}
+WITHOUT_PICTURE = {"fit_crf", "point_cloud", "pydensecrf_program", "train_bandwidths", "weak_supervision"}
 
 
 @pytest.mark.parametrize("name", CHECKS)
