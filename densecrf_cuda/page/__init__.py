@@ -6,8 +6,11 @@ It needs Gradio and Pillow, which `pip install 'densecrf_cuda[demo]'` brings; wi
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from .event_loop import with_event_loop
@@ -59,9 +62,27 @@ def launch(image: Path | None = None, port: int = 7860, open_browser: bool = Tru
     _prepare()
     from .server import start
 
-    page = start(image, port, open_browser, device)
-    print(f"{page.local_url} (Ctrl-C ends it)", flush=True)
-    page.block_thread()
+    with _folder_for_uploads():
+        page = start(image, port, open_browser, device)
+        print(f"{page.local_url} (Ctrl-C ends it)", flush=True)
+        try:
+            page.block_thread()
+        finally:
+            page.close(verbose=False)
+
+
+@contextmanager
+def _folder_for_uploads() -> Iterator[None]:
+    """Gradio puts pictures into a folder that is deleted with all that is in it, interrupted uploads too."""
+    before = os.environ.pop("GRADIO_TEMP_DIR", None)
+    with TemporaryDirectory(prefix="densecrf_") as folder:
+        os.environ["GRADIO_TEMP_DIR"] = folder
+        try:
+            yield
+        finally:
+            del os.environ["GRADIO_TEMP_DIR"]
+            if before is not None:
+                os.environ["GRADIO_TEMP_DIR"] = before
 
 
 def _prepare() -> None:

@@ -72,7 +72,7 @@ def make_blocks(image: Path | None = None, device: str | None = None) -> gr.Bloc
         scribbles = read_strokes(canvas["layers"], photo.small.shape[:2])
         return gr.skip(), scribbles, *move(photo, scribbles, *values)
 
-    with gr.Blocks(title="densecrf", analytics_enabled=False, delete_cache=(3600, 86400)) as page:
+    with gr.Blocks(title="densecrf", analytics_enabled=False, fill_width=True, delete_cache=(3600, 86400)) as page:
         photo, strokes, refined = gr.State(None), gr.State(None), gr.State(None)
         with gr.Row():
             with gr.Column():
@@ -95,7 +95,8 @@ def make_blocks(image: Path | None = None, device: str | None = None) -> gr.Bloc
         editor.change(paint, [photo, editor, *sliders], [editor, strokes, *answer], **live, **PRIVATE)
         gr.on([slider.change for slider in sliders], move, [photo, strokes, *sliders], answer, **live, **PRIVATE)
         opener.upload(_open, opener, [photo, editor, strokes, *answer], concurrency_id="refine", **PRIVATE)
-        page.load(lambda: _show(first), None, [photo, editor, strokes, *answer], **PRIVATE)
+        if first is not None:
+            page.load(lambda: _show(first), None, [photo, editor, strokes, *answer], **PRIVATE)
         for button, kind, encode in (
             (mask, "mask", lambda refined: mask_file(refined, place)),
             (scribbles, "scribbles", scribbles_file),
@@ -125,7 +126,7 @@ def _sliders() -> list[gr.Slider]:
     sliders = []
     with gr.Row():
         for group in SLIDERS:
-            with gr.Column():
+            with gr.Column(min_width=260):
                 for name, (label, low, high, step) in group.items():
                     slider = gr.Slider(low, high, values[name], step=step, label=label, elem_id=name)
                     slider.preprocess = _bounded(low, high, values[name])  # type: ignore[method-assign, assignment]
@@ -142,9 +143,9 @@ def _canvas(photo: Photo) -> dict[str, Any]:
     return {"background": photo.small, "layers": [], "composite": None}
 
 
-def _show(photo: Photo | None) -> Outputs:
+def _show(photo: Photo) -> Outputs:
     """A photo without scribbles, for the page."""
-    return photo, None if photo is None else _canvas(photo), None, *_values(refine(photo, None, Settings()))
+    return photo, _canvas(photo), None, *_values(refine(photo, None, Settings()))
 
 
 def _open(path: str) -> Outputs:

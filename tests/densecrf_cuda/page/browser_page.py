@@ -66,15 +66,16 @@ class BrowserPage:
     def wait_for_photo(self, photo: np.ndarray) -> None:
         self.size = photo.shape[1], photo.shape[0]
         self.tab.locator("#editor [data-testid=status-tracker].hide").wait_for(state="attached")
-        x, y = self.size[0] // 2, self.size[1] // 2
-        expected = photo[y - 4 : y + 5, x - 4 : x + 5].reshape(-1, 3).mean(0)
-        self._wait_until(lambda: np.abs(self._colour_at(x, y) - expected).max() < 20)
+        self._wait_until(lambda: np.abs(self._look_at_canvas() - _thumbnail(Image.fromarray(photo))).mean() < 20)
 
     def pick_colour(self, label: int) -> None:
         swatches = self.tab.locator("#editor menu.swatch button")
-        if swatches.count() == 0:
-            self.tab.locator("#editor").get_by_role("button", name="Color", exact=True).click()
+        self.tab.locator("#editor").get_by_role("button", name="Color", exact=True).click()
         swatches.nth(label - 1).click()
+        # The swatches lie over the canvas until it is clicked; in its corner there is no photo to be painted on.
+        box = self._canvas_box()
+        self.tab.mouse.click(box["x"] + box["width"] - 3, box["y"] + box["height"] - 3)
+        swatches.first.wait_for(state="detached")
 
     def paint(self, *points: tuple[int, int]) -> None:
         """One stroke of the brush from point to point."""
@@ -82,14 +83,14 @@ class BrowserPage:
         mouse.move(*self._on_screen(*points[0]))
         mouse.down()
         for point in points[1:]:
-            mouse.move(*self._on_screen(*point), steps=10)
+            mouse.move(*self._on_screen(*point), steps=4)
         mouse.up()
 
     def clear(self) -> None:
         self.tab.locator("#editor").get_by_role("button", name="Clear canvas").click()
 
-    def press_on_slider(self, name: str, key: str) -> None:
-        self.tab.locator(f"#{name} input[type=range]").press(key)
+    def set_slider(self, name: str, value: float) -> None:
+        self.tab.locator(f"#{name} input[type=range]").fill(str(value))
 
     def refined_picture(self) -> str:
         """The address of the picture of labels; another picture has another one."""
@@ -117,17 +118,22 @@ class BrowserPage:
             box["y"] + box["height"] / 2 + scale * (y - height / 2),
         )
 
-    def _colour_at(self, x: float, y: float) -> np.ndarray:
-        left, top = self._on_screen(x, y)
-        shot = self.tab.screenshot(clip={"x": left - 2, "y": top - 2, "width": 4, "height": 4})
-        return np.array(Image.open(io.BytesIO(shot)).convert("RGB")).reshape(-1, 3).mean(0)
+    def _look_at_canvas(self) -> np.ndarray:
+        """What the screen shows where the photo belongs, as a thumbnail."""
+        (left, top), (right, bottom) = self._on_screen(0, 0), self._on_screen(*self.size)
+        shot = self.tab.screenshot(clip={"x": left, "y": top, "width": right - left, "height": bottom - top})
+        return _thumbnail(Image.open(io.BytesIO(shot)))
 
     def _wait_until(self, condition: Callable[[], bool]) -> None:
         """Each look asks the browser something, which takes its time: no need to sleep in between."""
-        for _ in range(2000):
+        for _ in range(1000):
             if condition():
                 return
         raise AssertionError("the page did not come to that state")
+
+
+def _thumbnail(picture: Image.Image) -> np.ndarray:
+    return np.array(picture.convert("RGB").resize((8, 8), Image.Resampling.BOX), np.float32)
 
 
 @contextmanager

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
-from urllib.request import ProxyHandler, build_opener
+from urllib.request import ProxyHandler, Request, build_opener
 
 import pytest
 
@@ -20,7 +22,7 @@ from densecrf_cuda.page.segment import Settings
 from densecrf_cuda.page.server import start
 
 
-def read(url: str) -> str:
+def read(url: str | Request) -> str:
     with build_opener(ProxyHandler({})).open(url) as answer:
         return str(answer.read().decode())
 
@@ -92,6 +94,25 @@ def test_every_setting_has_a_slider_and_its_default() -> None:
         assert slider.preprocess(None) == default
         assert slider.preprocess(slider.maximum + 1) == slider.maximum
         assert slider.preprocess(slider.minimum - 1) == slider.minimum
+
+
+def test_ctrl_c_ends_the_page_and_deletes_uploads(tmp_path: Path) -> None:
+    program = "from densecrf_cuda.page import launch; launch(port=0, open_browser=False, device='cpu')"
+    environment = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONWARNINGS": "ignore"}
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, env=environment
+    ) as server:
+        assert server.stdout is not None
+        url = server.stdout.readline().split()[0]
+        body = b'--b\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\npixels\r\n--b--\r\n'
+        upload = Request(f"{url}gradio_api/upload", body, {"Content-Type": "multipart/form-data; boundary=b"})
+        stored = Path(json.loads(read(upload))[0])
+        assert stored.read_bytes() == b"pixels"
+        assert tmp_path in stored.parents
+        server.send_signal(signal.SIGINT)
+        server.communicate()
+    assert server.returncode == 0
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_without_gradio_the_extra_is_named() -> None:
