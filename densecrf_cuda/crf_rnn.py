@@ -13,9 +13,8 @@ from ._status import DeviceStatus
 from .bandwidths import Bandwidth, moved, parse_bandwidth
 from .compatibility import parse_compat
 from .crf_rnn_weights import learned_matrices
-from .inference import LatticeTerm, unrolled_mean_field
+from .inference import fused_mean_field, unrolled_mean_field, wants_gradients
 from .inputs import Problem, read_problem
-from .mean_field import mean_field_with_status
 from .potentials import Bilateral, Gaussian, Potential
 from .settings import parse_trainable, whole_number
 from .terms import PairwiseTerm
@@ -247,23 +246,14 @@ class CRFRNN(nn.Module):
         terms: list[Any] = [m.lattice_term(problem) if lattice else m.dense_term(problem) for m in self._messages()]
         for term in terms:
             term.compat = compatibility @ term.compat
-        if lattice and not _wants_gradients(problem, terms):
-            parts = [(term.lattice, term.norm, term.normalization, term.compat) for term in terms]
-            result, status = mean_field_with_status(
-                problem.unary, *map(list, zip(*parts)), problem.grid, iterations, output="log_probabilities"
-            )
-            reports = [Report(status, problem.unary.shape[2])]
+        reports = [report for term in terms for report in term.reports]
+        options: dict[str, Any] = {"output": "log_probabilities", "report": reports.append}
+        if lattice and not wants_gradients(problem.unary, terms):
+            result = fused_mean_field(problem.unary, terms, problem.grid, iterations, **options)
         else:
-            reports = []
-            result = unrolled_mean_field(
-                problem.unary,
-                terms,
-                iterations,
-                output="log_probabilities",
-                checkpoint=self.checkpoint and torch.is_grad_enabled(),
-                report=reports.append,
-            )
-        return result, [*(report for term in terms for report in term.reports), *reports]
+            checkpoint = self.checkpoint and torch.is_grad_enabled()
+            result = unrolled_mean_field(problem.unary, terms, iterations, checkpoint=checkpoint, **options)
+        return result, reports
 
     def extra_repr(self) -> str:
         counts = f"iterations={self.iterations}, eval_iterations={self.eval_iterations}"
@@ -304,8 +294,3 @@ def _check_logits(logits: Tensor) -> None:
     bad = logits.isnan() | logits.isposinf()
     if bad.any():
         raise ValueError(f"logits must be neither NaN nor +infinity, got {logits[bad][0].item()}")
-
-
-def _wants_gradients(problem: Problem, terms: Sequence[LatticeTerm]) -> bool:
-    tensors = [problem.unary, *(t for term in terms for t in (term.norm, term.compat, term.features))]
-    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)

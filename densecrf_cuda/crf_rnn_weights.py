@@ -35,7 +35,7 @@ def learned_matrices(weights: Mapping[str, Any] | Sequence[Any]) -> list[Tensor]
         entries = list(weights)
     else:
         raise ValueError(f"weights must be the three arrays {', '.join(_NAMES)}, got {len(weights)}")
-    matrices = []
+    matrices: list[Tensor] = []
     for name, entry in zip(_NAMES, entries):
         matrix = torch.as_tensor(entry).detach().to("cpu", torch.float64)
         if matrix.dim() != 2 or matrix.shape[0] != matrix.shape[1]:

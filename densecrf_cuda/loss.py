@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from ._faults import watch
 from ._status import DeviceStatus
-from .inference import Term
 from .inputs import Problem, read_problem
+from .iteration import Term
 from .potentials import Bilateral, Potential, parse_normalization
 from .terms import PairwiseTerm
 

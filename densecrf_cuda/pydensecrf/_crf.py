@@ -128,12 +128,17 @@ class DenseCRF:
     ) -> None:
         read_enum("kernel", KernelType, kernel)
         rule = read_enum("normalization", NormalizationType, normalization)
-        settings = {
-            "compat": read_compat(compat, self._labels),
-            "normalization": rule.short_name,
-            "device": self._device,
-        }
-        self._kernels.append(PairwiseKernel(guide, widths, self._raster, coordinates=coordinates, **settings))
+        self._kernels.append(
+            PairwiseKernel(
+                guide,
+                widths,
+                self._raster,
+                coordinates=coordinates,
+                compat=read_compat(compat, self._labels),
+                normalization=rule.short_name,
+                device=self._device,
+            )
+        )
 
     def inference(self, niter: int) -> MatrixXf:
         """Mean field: Q = softmax(-U), then niter times Q ← softmax(-U - Σ_k compat_k(K_k Q)).

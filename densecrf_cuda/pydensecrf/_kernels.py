@@ -55,9 +55,15 @@ class PairwiseKernel:
     def _build(self) -> LatticeTerm:
         compat = self.compat.to(self.device)
         if self.coordinates and not len(self.guide):
-            settings = (self.raster.shape, self.widths, self.normalization, torch.float32)
-            padding = {"variant": "padded", "build": self._lattice} if self.raster.is_padded else {}
-            cached = spatial_lattice(*settings, torch.empty(0, device=self.device), **padding)
+            cached = spatial_lattice(
+                self.raster.shape,
+                self.widths,
+                self.normalization,
+                torch.float32,
+                torch.empty(0, device=self.device),
+                variant="padded" if self.raster.is_padded else "",
+                build=self._lattice if self.raster.is_padded else None,
+            )
             if cached is not None:
                 return LatticeTerm(cached.tensors, self.raster.computed, cached.norm, self.normalization, compat)
         lattice = self._lattice()

@@ -148,7 +148,7 @@ def create_pairwise_bilateral(
     image = as_array("img", img)
     channels = image[np.newaxis] if chdim == -1 else np.moveaxis(image, chdim, 0)
     axes = channels.ndim - 1
-    widths: Sequence[Any] = [schan] * len(channels) if isinstance(schan, Number) else schan  # type: ignore[list-item]
+    widths: Any = [schan] * len(channels) if isinstance(schan, Number) else schan
     if len(widths) != len(channels):
         raise ValueError(f"schan must be a number or one for each of {len(channels)} channels, got {schan}")
     features = np.empty((axes + len(channels), *channels.shape[1:]), np.float32)
