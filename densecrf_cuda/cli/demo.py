@@ -18,9 +18,7 @@ __all__ = ["demo"]
 def demo(
     image: Annotated[
         Path | None,
-        typer.Argument(
-            exists=True, dir_okay=False, metavar="IMAGE", help="A photo to begin with; default: one of its own."
-        ),
+        typer.Argument(exists=True, dir_okay=False, metavar="IMAGE", help="A photo to begin with."),
     ] = None,
     port: Annotated[
         int, typer.Option(min=0, max=65535, metavar="N", help="Where the page is served, on this machine only.")

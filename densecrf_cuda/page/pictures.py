@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
+
+from densecrf_cuda.cli import pictures
 
 __all__ = [
     "COLOURS",
@@ -32,6 +34,7 @@ COLOURS = {
     "pink": (204, 121, 167),
 }
 _PALETTE = np.array(list(COLOURS.values()), np.uint8)
+_WITH_NOTHING = np.concatenate([np.zeros((1, 3), np.uint8), _PALETTE])
 
 # Where strokes of two colours overlap, their soft edges mix to a colour between the two, which may resemble a third:
 # only what is as good as pure counts. A pure colour of which the canvas keeps half the opacity comes back 1 or 2 off.
@@ -68,24 +71,16 @@ def read_photo(path: str | Path) -> np.ndarray:
         ...
         FileNotFoundError: [Errno 2] No such file or directory: 'notes.txt'
     """
-    data = io.BytesIO(Path(path).read_bytes())
+    file = Path(path)
     try:
-        with Image.open(data) as picture:
-            upright = ImageOps.exif_transpose(picture)
-            upright.load()
+        photo = pictures.read_photo(file)
+    except FileNotFoundError:
+        raise
     except UnidentifiedImageError as error:
-        raise ValueError(f"{Path(path).name} is not a picture that can be read") from error
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{Path(path).name} cannot be read: {error}") from error
-    if upright.mode == "F":
-        raise ValueError(f"{Path(path).name} has floating-point values, a photo has 8 or 16 bits")
-    if upright.mode.startswith("I"):  # 16 bits, which Pillow would clip at 255
-        wide = np.asarray(upright).astype(np.int64).clip(0, 65535)
-        return np.repeat((wide // 257).astype(np.uint8)[..., None], 3, 2)
-    if upright.has_transparency_data:
-        upright = upright.convert("RGBA")
-        upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)
-    return np.array(upright.convert("RGB"))
+        raise ValueError(f"{file.name} is not a picture that can be read") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{file.name} cannot be read: {error}") from error
+    return photo.astype(np.uint8)
 
 
 def shrink(photo: np.ndarray, longest: int) -> np.ndarray:
@@ -151,10 +146,9 @@ def overlay(photo: np.ndarray, labels: np.ndarray) -> np.ndarray:
     Example:
         >>> overlay(np.zeros((1, 2, 3), np.uint8), np.array([[0, 1]]))
         array([[[  0,   0,   0],
-                [115,  79,   0]]], dtype=uint8)
+                [115,  80,   0]]], dtype=uint8)
     """
-    mixed = (photo.astype(np.uint16) + _PALETTE[labels.astype(np.intp) - 1]) // 2
-    return np.where(labels[..., None] > 0, mixed, photo).astype(np.uint8)
+    return pictures.overlay(photo, labels.astype(np.intp), _WITH_NOTHING, boundaries=False)
 
 
 def encode_labels(labels: np.ndarray) -> bytes:
@@ -171,7 +165,7 @@ def encode_labels(labels: np.ndarray) -> bytes:
         array([[0, 2]], dtype=uint8)
     """
     picture: Any = Image.fromarray(labels)
-    picture.putpalette([0, 0, 0, *_PALETTE.reshape(-1).tolist()])  # which turns its mode from grey to palette
+    picture.putpalette(_WITH_NOTHING.reshape(-1).tolist())  # which turns its mode from grey to palette
     file = io.BytesIO()
     picture.save(file, "PNG", optimize=True)
     return file.getvalue()
