@@ -1,17 +1,20 @@
 """The memory of an inference by the formulas of docs/memory.md and docs/cuda.md, beside what is measured.
 
     python benchmarks/memory_formula.py
+    python benchmarks/memory_formula.py --plans
     python benchmarks/memory_formula.py --cuda
 
 Prints a table in Markdown. Measured is the rise of the peak of resident memory in a fresh process: for inference
 without gradients; for forward and backward of a CRF with trainable weights, of one with everything trainable, and of
-the latter with `checkpoint=True`. With `--cuda` it is the peak of what an inference has allocated: on a GPU, or where
-there is none by the same code on the CPU, in the emulator of the tests.
+the latter with `checkpoint=True`. With `--plans` it is that of inferences within bounds, `max_memory=`, beside their
+results. With `--cuda` it is the peak of what an inference has allocated: on a GPU, or where there is none by the same
+code on the CPU, in the emulator of the tests.
 """
 
 import argparse
 import json
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +26,7 @@ import common
 from bench_mean_field import Case, build_lattices
 from common import ITERATIONS, SRGB, SXY, SXY_GAUSSIAN, WEIGHT, WEIGHT_GAUSSIAN
 
-from densecrf_cuda import _C, Bilateral, DenseCRF, Gaussian
+from densecrf_cuda import _C, Bilateral, DenseCRF, Gaussian, memory_plans
 from densecrf_cuda._tiles import num_tiles
 from densecrf_cuda.ops import LatticeTensors
 
@@ -40,26 +43,65 @@ MODES: dict[str, dict[str, Any]] = {
     "training all, checkpoint": {"trainable": True, "checkpoint": True},
 }
 
+SHARES = (1.0, 0.7, 0.5, 0.3, 0.15)
+
+
+def module(case: Case, **settings: Any) -> DenseCRF:
+    """The CRF that is measured."""
+    kernels = [Gaussian(SXY_GAUSSIAN, WEIGHT_GAUSSIAN), Bilateral(SXY, SRGB, WEIGHT)]
+    return DenseCRF(case.classes, kernels, iterations=ITERATIONS, **settings)
+
+
+def inputs(case: Case) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.from_numpy(case.unary()), common.to_tensor(case.image())
+
 
 def formula(case: Case) -> tuple[int, str]:
-    """Bytes by the formula, and what there is of vertices and partials to a point."""
-    points, row = case.width * case.height, common.row_bytes(case.classes)
-    total, shares = points * (4 * case.classes + row), []
+    """Bytes by the formula, result included, and what there is of vertices and partials to a point."""
+    points, shares = case.width * case.height, []
     for lattice in build_lattices(case.image()):
-        corners = lattice.weights.shape[2]
         vertices, partials = int(lattice.num_vertices), int(lattice.tile_offsets[-1])
-        total += points * (6 * corners + 14) + 8 * vertices * (corners + 1) + 12 * partials
-        total += row * (partials + 2 * vertices)
         shares.append(f"{vertices / points:.3f}, {partials / points:.3f}")
-    return total, " / ".join(shares)
+    return memory_plans(module(case), *inputs(case))[0].nbytes + 4 * case.classes * points, " / ".join(shares)
+
+
+def measure_bound(case: Case, bound: int) -> tuple[int, float]:
+    """Peak rise in this process beside the result, and seconds, of an inference within a bound."""
+    small = torch.rand(case.classes, 16, 16), torch.zeros(3, 16, 16)
+    unary, image = inputs(case)
+    with torch.inference_mode():
+        module(case, max_memory=1 << 30)(*small)
+        begin = time.perf_counter()
+        rise = common.peak_rise(lambda: module(case, max_memory=bound)(unary, image))
+        return rise - 4 * unary.numel(), time.perf_counter() - begin
+
+
+def print_plans() -> None:
+    """What is chosen for bounds that are shares of what the uncut inference takes."""
+    print("| | max_memory | plan | formula | measured | time |\n|---|---:|---|---:|---:|---:|")
+    for case in CASES[1:]:
+        crf, pictures = module(case), inputs(case)
+        most = memory_plans(crf, *pictures)[0].max_memory
+        for bound in (int(share * most) for share in SHARES):
+            plans = memory_plans(crf, *pictures, max_memory=bound)
+            plan = next((plan for plan in plans if plan.max_memory <= bound), None)
+            if plan is None:
+                continue
+            arguments = ("--case", json.dumps(case), "--bound", str(bound))
+            rise, seconds = common.in_fresh_process(__file__, *arguments)
+            title = {"whole": "uncut", "labels": f"{plan.labels} labels at a time"}.get(
+                plan.kind, f"strips, tables {'kept' if plan.keeps_tables else 'made anew'}"
+            )
+            sizes = " | ".join(f"{size / 2**20:.0f} MiB" for size in (plan.nbytes, rise))
+            size = f"{case.width} × {case.height}, C = {case.classes}"
+            print(f"| {size} | {bound / 2**20:.0f} MiB | {title} | {sizes} | {seconds:.1f} s |", flush=True)
 
 
 def measure(case: Case, mode: str) -> int:
     """Peak rise in this process."""
 
     def run(unary: torch.Tensor, image: torch.Tensor) -> None:
-        kernels = [Gaussian(SXY_GAUSSIAN, WEIGHT_GAUSSIAN), Bilateral(SXY, SRGB, WEIGHT)]
-        crf = DenseCRF(case.classes, kernels, iterations=ITERATIONS, **MODES[mode])
+        crf = module(case, **MODES[mode])
         if mode == "inference":
             with torch.inference_mode():
                 crf(unary, image)
@@ -67,7 +109,7 @@ def measure(case: Case, mode: str) -> int:
             crf(unary.requires_grad_(), image).sum().backward()
 
     run(torch.rand(case.classes, 16, 16), torch.zeros(3, 16, 16))
-    unary, image = torch.from_numpy(case.unary()), common.to_tensor(case.image())
+    unary, image = inputs(case)
     return common.peak_rise(lambda: run(unary, image))
 
 
@@ -198,14 +240,22 @@ def print_cuda_table() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cuda", action="store_true", help="the formula of docs/cuda.md")
+    parser.add_argument("--plans", action="store_true", help="inferences within bounds")
+    parser.add_argument("--bound", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--mode", choices=MODES, help=argparse.SUPPRESS)
     parser.add_argument("--case", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.mode:
         print(measure(Case(*json.loads(options.case)), options.mode))
         return
+    if options.bound:
+        print(json.dumps(measure_bound(Case(*json.loads(options.case)), options.bound)))
+        return
     if options.cuda:
         print_cuda_table()
+        return
+    if options.plans:
+        print_plans()
         return
     print(f"| | M/N, P/N: Gaussian / bilateral | formula | {' | '.join(MODES)} |\n|---|---|---:|{'---:|' * len(MODES)}")
     for case in CASES:

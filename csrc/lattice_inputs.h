@@ -130,6 +130,64 @@ inline FilterInputs parse_filter(const at::Tensor& values, const std::optional<a
           checked_scale(slice_scale, "slice_scale", values, lattice)};
 }
 
+// The arguments of _lattice_splat: those of lattice_filter for values of the lattice's own batch, so that every vertex
+// has one row.
+inline FilterInputs parse_splat(const at::Tensor& values, const std::optional<at::Tensor>& splat_scale,
+                                at::TensorList tensors, at::IntArrayRef shape) {
+  FilterInputs inputs = parse_filter(values, {}, splat_scale, {}, tensors, shape);
+  TORCH_CHECK_VALUE(values.size(0) == inputs.lattice.batch(), "values must have the batch of the lattice, ",
+                    inputs.lattice.batch(), ", got ", values.sizes());
+  return inputs;
+}
+
+// The arguments of _lattice_slice, in the type of the lattice.
+struct SliceInputs {
+  TileGrid grid;
+  LatticeTensors lattice;
+  at::Tensor rows;   // [capacity, C], contiguous
+  at::Tensor scale;  // [B or 1, N], contiguous; undefined where there is none
+
+  at::ScalarType type() const { return lattice.weights.scalar_type(); }
+  int64_t channels() const { return rows.size(1); }
+  std::vector<int64_t> result_shape() const { return {lattice.batch(), grid.points(), channels()}; }
+};
+
+inline SliceInputs parse_slice(const at::Tensor& rows, const std::optional<at::Tensor>& slice_scale,
+                               at::TensorList tensors, at::IntArrayRef shape) {
+  const TileGrid grid = grid_of(shape);
+  const auto lattice = LatticeTensors::unpack(tensors, grid);
+  TORCH_CHECK_VALUE(rows.dim() == 2 && rows.size(0) == lattice.capacity(), "rows must be [capacity, C] with capacity ",
+                    lattice.capacity(), ", got ", rows.sizes());
+  SliceInputs inputs{grid, lattice, to_lattice_type(rows, "rows", lattice).contiguous(), at::Tensor()};
+  if (!slice_scale.has_value()) return inputs;
+  TORCH_CHECK_VALUE(slice_scale->dim() == 2 && slice_scale->size(1) == grid.points(),
+                    "slice_scale must be [B, N] with N = ", grid.points(), ", got ", slice_scale->sizes());
+  check_batch(slice_scale->size(0), lattice.batch(), "slice_scale");
+  inputs.scale = to_lattice_type(*slice_scale, "slice_scale", lattice).contiguous();
+  return inputs;
+}
+
+// The arguments of _lattice_keys: those that the lattice was built from, and the lattice.
+struct KeysInputs {
+  BuildInputs build;
+  LatticeTensors lattice;
+};
+
+inline KeysInputs parse_keys(const at::Tensor& guide, const at::Tensor& bandwidth, at::TensorList tensors,
+                             at::IntArrayRef shape, bool coordinates) {
+  KeysInputs inputs{parse_build(guide, bandwidth, shape, coordinates, 0),
+                    LatticeTensors::unpack(tensors, grid_of(shape))};
+  const at::Tensor& weights = inputs.lattice.weights;
+  check_device(guide, "guide", weights, "the lattice");
+  TORCH_CHECK_VALUE(inputs.lattice.batch() == guide.size(0) && inputs.lattice.dimension() == bandwidth.size(0),
+                    "guide and bandwidth must be those of the lattice, with ", inputs.lattice.batch(), " images and ",
+                    inputs.lattice.dimension(), " dimensions, got ", guide.sizes(), " and ", bandwidth.sizes());
+  TORCH_CHECK_TYPE(bandwidth.scalar_type() == weights.scalar_type(), "bandwidth must have the dtype of the lattice, ",
+                   weights.scalar_type(), ", got ", bandwidth.scalar_type());
+  inputs.build.capacity = inputs.lattice.capacity();
+  return inputs;
+}
+
 // The arguments of _lattice_feature_grad, in the type of the lattice. The adjoint filter pairs the same two rows with
 // their roles exchanged, so for `reverse` values and grad have changed places.
 struct FeatureGradInputs {

@@ -99,9 +99,12 @@ struct LatticeTensors {
     expect(local_ids, "local_ids", {b, grid.points(), weights.size(2)}, at::kShort);
     expect(point_order, "point_order", {b, grid.points()}, at::kShort);
     expect(tile_offsets, "tile_offsets", {b * grid.tiles() + 1}, at::kLong);
-    expect(tile_vertices, "tile_vertices", {b * entries}, at::kInt);
+    // A list may be cut to the partials that there are.
+    TORCH_CHECK_VALUE(tile_vertices.numel() <= b * entries, "lattice tensor tile_vertices must have at most ",
+                      b * entries, " entries, got ", tile_vertices.sizes());
+    expect(tile_vertices, "tile_vertices", {tile_vertices.numel()}, at::kInt);
     expect(vertex_offsets, "vertex_offsets", {capacity() + 1}, at::kLong);
-    expect(vertex_partials, "vertex_partials", {b * entries}, at::kLong);
+    expect(vertex_partials, "vertex_partials", {tile_vertices.numel()}, at::kLong);
     expect(neighbours, "neighbours", {weights.size(2), capacity(), 2}, at::kInt);
     expect(image_offsets, "image_offsets", {b + 1}, at::kLong);
     expect(num_vertices, "num_vertices", {}, at::kLong);

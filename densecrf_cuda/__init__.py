@@ -8,9 +8,11 @@ from .crf_rnn import CRFRNN
 from .dense import dense_attention_filter, dense_filter
 from .fit import FitEpoch, FitResult, evaluate_crf, fit_crf
 from .graph import GraphedCRF
+from .large import memory_plans
 from .lattice import Lattice, permutohedral_filter
 from .lattice_cache import clear_lattice_cache
 from .loss import CRFLoss, crf_loss
+from .memory import MemoryPlan
 from .potentials import Bilateral, Features, Gaussian
 from .steps import InferenceStep
 from .unary import unary_from_labels, unary_from_logits, unary_from_probabilities, unary_from_scribbles
@@ -28,6 +30,7 @@ __all__ = [
     "GraphedCRF",
     "InferenceStep",
     "Lattice",
+    "MemoryPlan",
     "__version__",
     "clear_lattice_cache",
     "crf_loss",
@@ -35,6 +38,7 @@ __all__ = [
     "dense_filter",
     "evaluate_crf",
     "fit_crf",
+    "memory_plans",
     "no_sync",
     "permutohedral_filter",
     "unary_from_labels",

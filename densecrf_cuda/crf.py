@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +15,8 @@ from .energies import label_energy, read_labels
 from .inference import LatticeTerm, composed_inference, fused_mean_field, unrolled_mean_field, wants_gradients
 from .inputs import Problem, read_problem
 from .iteration import Method, Term
+from .large import infer_within
+from .memory import parse_max_memory
 from .methods import make_method
 from .potentials import Potential, parse_normalization
 from .settings import FrankWolfeSettings, check_choice, parse_inference, parse_output, parse_trainable, whole_number
@@ -51,6 +54,9 @@ class DenseCRF(nn.Module):
         precision: "fp32", or "fp16": a GPU then stores the rows of lattice vertices in half, which is less to move,
             and adds them in float32. In measurements of the method a probability changed by 2e-6 on average, by 1e-3 to
             2e-2 at most. The CPU ignores it, and so does what gradients are wanted of.
+        max_memory: bytes, or text like "2GiB", that an inference may take beside its inputs and its result; what does
+            not fit at once is computed by groups of labels or by strips of the picture, see `memory_plans`: the same
+            result to rounding. None: no bound. Not for training, nor where a GPU may not be waited for.
 
     It runs on the device of the unary, on whichever its parameters are (moved there they are not copied at every call),
     and does not make the host wait for a GPU but as `no_sync` says.
@@ -88,6 +94,7 @@ class DenseCRF(nn.Module):
         regularization: str = "entropy",
         regularization_weight: float = 1.0,
         step_size: float | str = "line_search",
+        max_memory: int | str | None = None,
     ) -> None:
         super().__init__()
         self.num_classes = whole_number("num_classes", num_classes, 1)
@@ -103,6 +110,12 @@ class DenseCRF(nn.Module):
         self.output = parse_output(output)
         self.checkpoint = checkpoint
         self.precision = check_choice("precision", precision, ("fp32", "fp16"))
+        self.max_memory = parse_max_memory(max_memory)
+        if self.max_memory is not None and (filter, inference) != ("lattice", "mean_field"):
+            raise ValueError(
+                "max_memory needs filter='lattice', the exact one works in blocks of its own, and "
+                f"inference='mean_field', got {filter!r} and {inference!r}"
+            )
         self._status = DeviceStatus()
         default = parse_normalization(normalization)
         names = parse_trainable(trainable)
@@ -252,7 +265,8 @@ class DenseCRF(nn.Module):
         problem = read_problem(unary, image, self.num_classes, self.kernels, self.spatial_dims)
         # Energies keep their precision: autocast would run a compatibility matrix in half.
         with torch.autocast(problem.device.type, enabled=False):
-            result, reports = self._infer(problem, output, iterations)
+            run = self._infer if self.max_memory is None else partial(infer_within, self)
+            result, reports = run(problem, output, iterations)
         shape = (*problem.batch_shape, *(() if output == "labels" else (self.num_classes,)), *problem.grid)
         return result.reshape(shape), reports
 

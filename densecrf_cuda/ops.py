@@ -142,6 +142,25 @@ def _(values: Tensor, grad: Tensor, features: Tensor, lattice: Sequence[Tensor],
     return torch.empty_like(features, memory_format=torch.contiguous_format)
 
 
+@torch.library.register_fake("densecrf_cuda::_lattice_splat")
+def _(values: Tensor, splat_scale: Tensor | None, lattice: Sequence[Tensor], *_: Any) -> Tensor:
+    _check_devices(lattice, values=values, splat_scale=splat_scale)
+    return values.new_empty(lattice[7].shape[1], values.shape[2])
+
+
+@torch.library.register_fake("densecrf_cuda::_lattice_slice")
+def _(rows: Tensor, slice_scale: Tensor | None, lattice: Sequence[Tensor], *_: Any) -> Tensor:
+    _check_devices(lattice, rows=rows, slice_scale=slice_scale)
+    return rows.new_empty(*lattice[0].shape[:2], rows.shape[1])
+
+
+@torch.library.register_fake("densecrf_cuda::_lattice_keys")
+def _(guide: Tensor, bandwidth: Tensor, lattice: Sequence[Tensor], *_: Any) -> Tensor:
+    _check_devices(lattice, guide=guide, bandwidth=bandwidth)
+    words = -(-bandwidth.shape[0] // 3)
+    return bandwidth.new_empty((lattice[7].shape[1], words), dtype=torch.int64)
+
+
 def _filter_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     values, features, splat_scale, slice_scale, lattice, grid, reverse = inputs
     needs_values = any(ctx.needs_input_grad[1:4])

@@ -1,5 +1,5 @@
-// CPU implementations of lattice_build, lattice_filter and the gradient with respect to features: checks, allocation
-// and dispatch; the work is in lattice_build.cpp and lattice_filter.cpp.
+// CPU implementations of the operators of the lattice: checks, allocation and dispatch; the work is in
+// lattice_build.cpp and lattice_filter.cpp.
 
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
@@ -24,6 +24,16 @@ using at::Tensor;
 }
 
 template <class T>
+FeatureSource<T> feature_source(const BuildInputs& inputs, int64_t image) {
+  return {guide_view(inputs.guide, image),
+          inputs.bandwidth.const_data_ptr<T>(),
+          static_cast<int>(inputs.dimension()),
+          inputs.shape,
+          inputs.coordinates,
+          inputs.grid};
+}
+
+template <class T>
 LatticeTensors build(const BuildInputs& inputs) {
   const TileGrid& grid = inputs.grid;
   const int64_t batch = inputs.batch(), d = inputs.dimension(), entries = grid.points() * (d + 1);
@@ -37,10 +47,8 @@ LatticeTensors build(const BuildInputs& inputs) {
   with_huge_pages(out.local_ids);
   std::vector<ImageVertices> images(batch);
   for_images(batch, [&](int64_t b) {
-    const FeatureSource<T> source{guide_view(inputs.guide, b), widths, static_cast<int>(d), inputs.shape,
-                                  inputs.coordinates,          grid};
     images[b] = embed_image(
-        source, aten_pool(),
+        feature_source<T>(inputs, b), aten_pool(),
         {out.weights.mutable_data_ptr<T>() + b * entries, out.local_ids.mutable_data_ptr<int16_t>() + b * entries,
          out.point_order.mutable_data_ptr<int16_t>() + b * grid.points()});
   });
@@ -108,6 +116,58 @@ Tensor lattice_filter(const Tensor& values, const std::optional<Tensor>& feature
   return out.to(values.scalar_type());
 }
 
+// Rows of vertices that there is room for but that no image has are zero.
+Tensor lattice_splat(const Tensor& values, const std::optional<Tensor>& splat_scale, at::TensorList tensors,
+                     at::IntArrayRef shape) {
+  const FilterInputs inputs = parse_splat(values, splat_scale, tensors, shape);
+  const int64_t channels = values.size(2);
+  const Tensor rows = at::zeros({inputs.lattice.capacity(), channels}, inputs.lattice.weights.options());
+  if (values.numel() > 0)
+    dispatch(inputs.type(), [&](auto zero) {
+      using T = decltype(zero);
+      for_images(values.size(0), [&](int64_t b) {
+        const auto lattice = view_image<T>(inputs.lattice, inputs.grid, b);
+        splat_image(lattice, values_view<T>(inputs.values, b), channels, image_data<T>(inputs.splat_scale, b),
+                    aten_pool(), rows.mutable_data_ptr<T>() + lattice.first_vertex * channels);
+      });
+    });
+  return rows.to(values.scalar_type());
+}
+
+Tensor lattice_slice(const Tensor& rows, const std::optional<Tensor>& slice_scale, at::TensorList tensors,
+                     at::IntArrayRef shape) {
+  const SliceInputs inputs = parse_slice(rows, slice_scale, tensors, shape);
+  const int64_t channels = inputs.channels();
+  const Tensor out = empty_rows(inputs.result_shape(), inputs.lattice.weights.options());
+  if (out.numel() > 0)
+    dispatch(inputs.type(), [&](auto zero) {
+      using T = decltype(zero);
+      for_images(out.size(0), [&](int64_t b) {
+        const auto lattice = view_image<T>(inputs.lattice, inputs.grid, b);
+        slice_image(lattice, inputs.rows.const_data_ptr<T>() + lattice.first_vertex * channels, channels,
+                    image_data<T>(inputs.scale, b), aten_pool(), out.mutable_data_ptr<T>() + b * out.stride(0));
+      });
+    });
+  return out.to(rows.scalar_type());
+}
+
+Tensor lattice_keys(const Tensor& guide, const Tensor& bandwidth, at::TensorList tensors, at::IntArrayRef shape,
+                    bool coordinates) {
+  const KeysInputs inputs = parse_keys(guide, bandwidth, tensors, shape, coordinates);
+  const int d = static_cast<int>(inputs.build.dimension()), words = key_words(d);
+  const Tensor keys = at::zeros({inputs.lattice.capacity(), words}, bandwidth.options().dtype(at::kLong));
+  dispatch(inputs.build.type(), [&](auto zero) {
+    using T = decltype(zero);
+    for_images(inputs.build.batch(), [&](int64_t b) {
+      const auto lattice = view_image<T>(inputs.lattice, inputs.build.grid, b);
+      const FeatureSource<T> source = feature_source<T>(inputs.build, b);
+      vertex_keys(source, lattice, aten_pool(),
+                  reinterpret_cast<uint64_t*>(keys.mutable_data_ptr<int64_t>()) + lattice.first_vertex * words);
+    });
+  });
+  return keys;
+}
+
 template <class T>
 void feature_grad(const FeatureGradInputs& inputs, const Tensor& out) {
   // Images that share a lattice add up in the same rows, in order.
@@ -136,6 +196,9 @@ TORCH_LIBRARY_IMPL(densecrf_cuda, CPU, m) {
   m.impl("lattice_build", lattice_build);
   m.impl("lattice_filter", lattice_filter);
   m.impl("_lattice_feature_grad", lattice_feature_grad);
+  m.impl("_lattice_splat", lattice_splat);
+  m.impl("_lattice_slice", lattice_slice);
+  m.impl("_lattice_keys", lattice_keys);
 }
 
 }  // namespace densecrf

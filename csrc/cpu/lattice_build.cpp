@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "kernels.h"
+#include "simplex_keys.h"
 
 namespace densecrf {
 namespace {
@@ -100,24 +101,10 @@ class SimplexGroups {
 template <int W, class T>
 void hash_tile(const TileSimplices<T>& simplices, const SimplexGroups& groups, int64_t tile, int d, Run& run,
                int16_t* local_ids) {
-  const int words = W ? W : key_words(d);
-  uint64_t ones[W ? W : kMaxDimension], key[W ? W : kMaxDimension];
-  int axis_of_rank[kMaxDimension + 1];
-  for (int w = 0; w < words; ++w) ones[w] = key_ones(w, d);
+  const SimplexKeys<W> simplex(d);
   int16_t count = 0;
-  for (int s = 0; s < groups.count; ++s) {
-    const int p = groups.representative[s];
-    std::fill_n(key, words, 0);
-    for (int i = 0; i < d; ++i)
-      key[i / kFieldsPerWord] +=
-          static_cast<uint64_t>(simplices.remainder[i * kTilePoints + p] + kKeyLimit) * key_field(i);
-    for (int i = 0; i <= d; ++i) axis_of_rank[simplices.rank[i * kTilePoints + p]] = i;
-    for (int k = 0; k <= d; ++k) {
-      if (k > 0) {  // from vertex k - 1 to vertex k: one step along the axis of the next lower rank
-        const int axis = axis_of_rank[d + 1 - k];
-        for (int w = 0; w < words; ++w) key[w] += ones[w];
-        if (axis < d) key[axis / kFieldsPerWord] -= static_cast<uint64_t>(d + 1) * key_field(axis);
-      }
+  for (int s = 0; s < groups.count; ++s)
+    simplex.each(simplices, groups.representative[s], [&](int, const uint64_t* key) {
       const int32_t id = run.table.insert<W>(key);
       if (id == static_cast<int32_t>(run.seen.size())) run.seen.push_back({});
       Run::Seen& seen = run.seen[id];
@@ -126,8 +113,7 @@ void hash_tile(const TileSimplices<T>& simplices, const SimplexGroups& groups, i
         run.tile_vertices.push_back(id);
       }
       *local_ids++ = seen.local;
-    }
-  }
+    });
   run.counts.push_back(count);
 }
 

@@ -7,6 +7,7 @@
 
 #include "../guide.h"
 #include "../tiles.h"
+#include "lattice_view.h"
 #include "parallel.h"
 #include "vertex_table.h"
 
@@ -68,5 +69,10 @@ struct ImageTables {
 };
 
 void tabulate_image(const ImageVertices& image, int d, const Pool& pool, const ImageTables& out);
+
+// Keys [vertices, words] of the vertices of one image, from the features that its lattice was built from: where the
+// lattices of several parts of a picture meet, equal keys are one vertex.
+template <class T>
+void vertex_keys(const FeatureSource<T>& source, const LatticeView<T>& lattice, const Pool& pool, uint64_t* keys);
 
 }  // namespace densecrf

@@ -31,8 +31,8 @@ const T* load_scale(const LatticeView<T>& lattice, const Tile& tile, const T* sc
 }
 
 template <class T>
-VertexRows<T> blurred(const LatticeView<T>& lattice, const ValuesView<T>& values, int64_t channels, const T* scale,
-                      bool reverse, const Pool& pool) {
+VertexRows<T> splatted(const LatticeView<T>& lattice, const ValuesView<T>& values, int64_t channels, const T* scale,
+                       const Pool& pool) {
   const int64_t stride = row_stride<T>(channels);
   VertexRows<T> vertices(lattice, stride);
   pool.parallel_for(lattice.grid.tiles(), 4, [&](int64_t begin, int64_t end) {
@@ -46,8 +46,40 @@ VertexRows<T> blurred(const LatticeView<T>& lattice, const ValuesView<T>& values
                          vertices.tile_partials(t));
     }
   });
+  return vertices;
+}
+
+template <class T>
+VertexRows<T> blurred(const LatticeView<T>& lattice, const ValuesView<T>& values, int64_t channels, const T* scale,
+                      bool reverse, const Pool& pool) {
+  VertexRows<T> vertices = splatted(lattice, values, channels, scale, pool);
   VertexRows<T>::gather_and_blur(&vertices, 1, reverse, pool);
   return vertices;
+}
+
+// Channels from `first` on of the values of every point, from rows of vertices whose ids are those of the lattice.
+template <class T>
+void slice_rows(const LatticeView<T>& lattice, const T* rows, int64_t stride, const T* scale, int64_t count,
+                int64_t channels, int64_t first, const Pool& pool, T* out) {
+  pool.parallel_for(lattice.grid.tiles(), 4, [&](int64_t begin, int64_t end) {
+    Buffer<T> values(tile_rows_size(stride));
+    T scales[kTilePoints];
+    for (int64_t t = begin; t < end; ++t) {
+      const Tile tile = lattice.grid.tile(t);
+      std::fill_n(values.data(), tile.points() * stride, T(0));
+      kernels<T>().slice(tile_entries(lattice, tile), lattice.tile_vertices + lattice.tile_offsets[t], rows, stride,
+                         load_scale(lattice, tile, scale, scales), slice_gain<T>(lattice.d), values.data());
+      for_rows(lattice.grid, tile, [&](int64_t n, int p, int length) {
+        for (int i = 0; i < length; ++i)
+          copy_row(values.data() + (p + i) * stride, count, out + (n + i) * channels + first);
+      });
+    }
+  });
+}
+
+template <class T>
+ValuesView<T> channels_from(const ValuesView<T>& values, int64_t first) {
+  return {values.data + first * values.channel_stride, values.point_stride, values.channel_stride};
 }
 
 }  // namespace
@@ -57,23 +89,39 @@ void filter_image(const LatticeView<T>& lattice, const ValuesView<T>& values, in
                   const T* slice_scale, bool reverse, const Pool& pool, T* out) {
   for (int64_t first = 0; first < channels; first += kChannelChunk) {
     const int64_t count = std::min(channels - first, kChannelChunk);
-    const int64_t stride = row_stride<T>(count);
-    const ValuesView<T> chunk{values.data + first * values.channel_stride, values.point_stride, values.channel_stride};
-    const VertexRows<T> vertices = blurred(lattice, chunk, count, splat_scale, reverse, pool);
-    pool.parallel_for(lattice.grid.tiles(), 4, [&](int64_t begin, int64_t end) {
-      Buffer<T> rows(tile_rows_size(stride));
-      T scales[kTilePoints];
-      for (int64_t t = begin; t < end; ++t) {
-        const Tile tile = lattice.grid.tile(t);
-        std::fill_n(rows.data(), tile.points() * stride, T(0));
-        kernels<T>().slice(tile_entries(lattice, tile), vertices.tile_vertices(t), vertices.rows(), stride,
-                           load_scale(lattice, tile, slice_scale, scales), slice_gain<T>(lattice.d), rows.data());
-        for_rows(lattice.grid, tile, [&](int64_t n, int p, int length) {
-          for (int i = 0; i < length; ++i)
-            copy_row(rows.data() + (p + i) * stride, count, out + (n + i) * channels + first);
-        });
+    const VertexRows<T> vertices = blurred(lattice, channels_from(values, first), count, splat_scale, reverse, pool);
+    slice_rows(lattice, vertices.rows(), row_stride<T>(count), slice_scale, count, channels, first, pool, out);
+  }
+}
+
+template <class T>
+void splat_image(const LatticeView<T>& lattice, const ValuesView<T>& values, int64_t channels, const T* scale,
+                 const Pool& pool, T* rows) {
+  for (int64_t first = 0; first < channels; first += kChannelChunk) {
+    const int64_t count = std::min(channels - first, kChannelChunk), stride = row_stride<T>(count);
+    VertexRows<T> vertices = splatted(lattice, channels_from(values, first), count, scale, pool);
+    vertices.gather(pool);
+    const T* own = vertices.rows() + lattice.first_vertex * stride;
+    pool.parallel_for(lattice.vertices, 512, [&](int64_t begin, int64_t end) {
+      for (int64_t v = begin; v < end; ++v) copy_row(own + v * stride, count, rows + v * channels + first);
+    });
+  }
+}
+
+template <class T>
+void slice_image(const LatticeView<T>& lattice, const T* rows, int64_t channels, const T* scale, const Pool& pool,
+                 T* out) {
+  for (int64_t first = 0; first < channels; first += kChannelChunk) {
+    const int64_t count = std::min(channels - first, kChannelChunk), stride = row_stride<T>(count);
+    Buffer<T> padded(lattice.vertices * stride);
+    pool.parallel_for(lattice.vertices, 512, [&](int64_t begin, int64_t end) {
+      for (int64_t v = begin; v < end; ++v) {
+        copy_row(rows + v * channels + first, count, padded.data() + v * stride);
+        std::fill_n(padded.data() + v * stride + count, stride - count, T(0));
       }
     });
+    slice_rows(lattice, padded.data() - lattice.first_vertex * stride, stride, scale, count, channels, first, pool,
+               out);
   }
 }
 
@@ -89,9 +137,7 @@ void feature_grad_image(const LatticeView<T>& lattice, const ValuesView<T>& valu
   for (int64_t first = 0; first < channels; first += kChannelChunk) {
     const int64_t count = std::min(channels - first, kChannelChunk);
     const int64_t stride = row_stride<T>(count);
-    const ValuesView<T> chunks[2] = {
-        {values.data + first * values.channel_stride, values.point_stride, values.channel_stride},
-        {grad.data + first * grad.channel_stride, grad.point_stride, grad.channel_stride}};
+    const ValuesView<T> chunks[2] = {channels_from(values, first), channels_from(grad, first)};
     for (int side = 0; side < 2; ++side) {
       const VertexRows<T> blurs = blurred<T>(lattice, chunks[side], count, nullptr, side == 1, pool);
       pool.parallel_for(lattice.grid.tiles(), 4, [&](int64_t begin, int64_t end) {
@@ -143,6 +189,8 @@ void weights_to_features(const LatticeView<T>& lattice, const T* weight_grad, co
 #define DENSECRF_INSTANTIATE(T)                                                                                \
   template void filter_image(const LatticeView<T>&, const ValuesView<T>&, int64_t, const T*, const T*, bool,   \
                              const Pool&, T*);                                                                 \
+  template void splat_image(const LatticeView<T>&, const ValuesView<T>&, int64_t, const T*, const Pool&, T*);  \
+  template void slice_image(const LatticeView<T>&, const T*, int64_t, const T*, const Pool&, T*);              \
   template void feature_grad_image(const LatticeView<T>&, const ValuesView<T>&, const ValuesView<T>&, int64_t, \
                                    const T*, const Pool&, T*);                                                 \
   template void weights_to_features(const LatticeView<T>&, const T*, const T*, const Pool&, T*);

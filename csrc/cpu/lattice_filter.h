@@ -18,6 +18,16 @@ template <class T>
 void filter_image(const LatticeView<T>& lattice, const ValuesView<T>& values, int64_t channels, const T* splat_scale,
                   const T* slice_scale, bool reverse, const Pool& pool, T* out);
 
+// The two ends of a filter by themselves. rows[vertices, C] = splat of scale · values, neither blurred nor padded.
+template <class T>
+void splat_image(const LatticeView<T>& lattice, const ValuesView<T>& values, int64_t channels, const T* scale,
+                 const Pool& pool, T* rows);
+
+// out[N, C] = scale · slice of rows[vertices, C].
+template <class T>
+void slice_image(const LatticeView<T>& lattice, const T* rows, int64_t channels, const T* scale, const Pool& pool,
+                 T* out);
+
 // out[d, N] += gradient of <grad, K values> with respect to the features [d, N].
 template <class T>
 void feature_grad_image(const LatticeView<T>& lattice, const ValuesView<T>& values, const ValuesView<T>& grad,

@@ -24,10 +24,8 @@ class VertexRows {
       : lattice_(lattice),
         stride_(stride),
         partials_(lattice.partials() * stride),
-        front_((lattice.vertices + 1) * stride),
-        back_((lattice.vertices + 1) * stride) {
+        front_((lattice.vertices + 1) * stride) {
     std::fill_n(front_.data(), stride, T(0));
-    std::fill_n(back_.data(), stride, T(0));
   }
 
   // The tile's own rows, to be cleared and splatted to by whoever owns the tile.
@@ -53,12 +51,18 @@ class VertexRows {
     }
   }
 
+  // Sums the partials of every vertex; that is all where other vertices than this lattice's are to be blurred, too.
+  void gather(const Pool& pool) {
+    pool.parallel_for(lattice_.vertices, kGrain, [this](int64_t begin, int64_t end) { gather(begin, end); });
+  }
+
   // Sums the partials of every vertex, then blurs along the axes in turn, or in the opposite order: the adjoint.
   // Several lattices go together, so that one parallel region serves each step.
   static void gather_and_blur(VertexRows* lattices, int count, bool reverse, const Pool& pool) {
     int64_t vertices = 0;
     int axes = 0;
     for (int i = 0; i < count; ++i) {
+      lattices[i].make_back();
       vertices += lattices[i].lattice_.vertices;
       axes = std::max(axes, lattices[i].lattice_.d + 1);
     }
@@ -84,6 +88,12 @@ class VertexRows {
 
  private:
   static constexpr int64_t kGrain = 512;
+
+  void make_back() {
+    if (back_.data() != nullptr) return;
+    back_ = Buffer<T>((lattice_.vertices + 1) * stride_);
+    std::fill_n(back_.data(), stride_, T(0));
+  }
 
   void gather(int64_t begin, int64_t end) {
     kernels<T>().gather(begin, end, lattice_.vertex_offsets, lattice_.vertex_partials, lattice_.first_partial(),

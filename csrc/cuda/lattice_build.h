@@ -44,6 +44,11 @@ struct LatticeOutputs {
                         // and where those of each local vertex start
 };
 
+// Places of entries are 32 bits wide, and one number stands for none; ids of vertices have a sign.
+HOST_DEVICE constexpr bool fits_tables(int64_t entries, int64_t capacity) {
+  return entries < UINT32_MAX && capacity < INT32_MAX;
+}
+
 // Bytes that build_lattice needs beside its outputs; 16-byte aligned.
 template <class T>
 int64_t build_workspace(const BuildProblem<T>& problem);

@@ -1,10 +1,11 @@
-// CUDA implementations of lattice_build, lattice_filter and the gradient with respect to features: checks, allocation
-// and dispatch; the work is in the .cu files beside.
+// CUDA implementations of the operators of the lattice: checks, allocation and dispatch; the work is in the .cu files
+// beside.
 
 #include <ATen/ops/zeros.h>
 
 #include "lattice_build.h"
 #include "register.h"
+#include "vertex_keys.h"
 #include "views.h"
 
 namespace densecrf::cuda {
@@ -13,7 +14,7 @@ namespace {
 using at::Tensor;
 
 template <class T>
-void build(const BuildInputs& inputs, const LatticeTensors& out, const DeviceScope& scope) {
+BuildProblem<T> build_problem(const BuildInputs& inputs) {
   BuildProblem<T> problem{};
   problem.grid = inputs.grid;
   problem.batch = inputs.batch();
@@ -28,6 +29,12 @@ void build(const BuildInputs& inputs, const LatticeTensors& out, const DeviceSco
   problem.point_stride = guide.point_stride;
   problem.bandwidth = inputs.bandwidth.const_data_ptr<T>();
   problem.capacity = inputs.capacity;
+  return problem;
+}
+
+template <class T>
+void build(const BuildInputs& inputs, const LatticeTensors& out, const DeviceScope& scope) {
+  const BuildProblem<T> problem = build_problem<T>(inputs);
   const LatticeOutputs<T> outputs{out.weights.mutable_data_ptr<T>(),
                                   out.local_ids.mutable_data_ptr<int16_t>(),
                                   out.point_order.mutable_data_ptr<int16_t>(),
@@ -48,10 +55,9 @@ LatticeTuple lattice_build(const Tensor& guide, const Tensor& bandwidth, at::Int
   const DeviceScope scope(guide);
   const BuildInputs inputs = parse_build(guide, bandwidth, shape, coordinates, capacity);
   const int64_t entries = inputs.batch() * inputs.grid.points() * (inputs.dimension() + 1);
-  // Places and partials are 32 bits wide.
-  TORCH_CHECK_VALUE(entries < UINT32_MAX && capacity < INT32_MAX,
-                    "a lattice holds at most 2^32 - 2 entries and 2^31 - 2 ", "vertices, got ", entries,
-                    " entries and capacity ", capacity, ": split the batch");
+  TORCH_CHECK_VALUE(fits_tables(entries, capacity), "a lattice holds at most 2^32 - 2 entries and 2^31 - 2 ",
+                    "vertices, got ", entries, " entries and capacity ", capacity,
+                    ": split the batch, or the picture with max_memory");
   const auto out = LatticeTensors::empty(inputs.batch(), inputs.grid, inputs.dimension(), capacity,
                                          inputs.bandwidth.options(), true);
   dispatch(inputs.type(), [&](auto zero) { build<decltype(zero)>(inputs, out, scope); });
@@ -79,6 +85,70 @@ Tensor lattice_filter(const Tensor& values, const std::optional<Tensor>& feature
       }
     });
   return out.to(values.scalar_type());
+}
+
+// Rows of vertices that there is room for but that no image has are zero.
+Tensor lattice_splat(const Tensor& values, const std::optional<Tensor>& splat_scale, at::TensorList tensors,
+                     at::IntArrayRef shape) {
+  const DeviceScope scope(values);
+  const FilterInputs inputs = parse_splat(values, splat_scale, tensors, shape);
+  const int64_t channels = values.size(2);
+  const Tensor rows = at::zeros({inputs.lattice.capacity(), channels}, inputs.lattice.weights.options());
+  if (values.numel() > 0)
+    dispatch(inputs.type(), [&](auto zero) {
+      using T = decltype(zero);
+      auto own = Rows<T, T>::for_passes(view_lattice<T>(inputs.lattice, inputs.grid), values.size(0), channels, rows);
+      for (int64_t first = 0; first < channels; first += kRowChannels<T>) {
+        const auto count = static_cast<int>(own.gathered(view_values<T>(inputs.values), first, channels,
+                                                         view_scale<T>(inputs.splat_scale), scope.stream()));
+        copy_rows(own.buffers.lattice, own.buffers.front, own.buffers.stride, count, rows.mutable_data_ptr<T>() + first,
+                  channels, count, scope.stream());
+      }
+    });
+  return rows.to(values.scalar_type());
+}
+
+Tensor lattice_slice(const Tensor& rows, const std::optional<Tensor>& slice_scale, at::TensorList tensors,
+                     at::IntArrayRef shape) {
+  const DeviceScope scope(rows);
+  const SliceInputs inputs = parse_slice(rows, slice_scale, tensors, shape);
+  const int64_t channels = inputs.channels();
+  const Tensor out = at::empty(inputs.result_shape(), inputs.lattice.weights.options());
+  if (out.numel() > 0)
+    dispatch(inputs.type(), [&](auto zero) {
+      using T = decltype(zero);
+      const auto lattice = view_lattice<T>(inputs.lattice, inputs.grid);
+      const int64_t width = row_stride(min_of(channels, kRowChannels<T>));
+      const Tensor padded = at::empty({lattice.capacity, width}, out.options());
+      const BatchView<T> to{out.mutable_data_ptr<T>(), out.stride(0), out.stride(1), 1};
+      for (int64_t first = 0; first < channels; first += kRowChannels<T>) {
+        const auto count = static_cast<int>(min_of(channels - first, kRowChannels<T>));
+        const auto stride = static_cast<int>(row_stride(count));
+        copy_rows(lattice, inputs.rows.const_data_ptr<T>() + first, channels, count, padded.mutable_data_ptr<T>(),
+                  stride, stride, scope.stream());
+        const RowBuffers<T, T> own{lattice, out.size(0), stride, padded.mutable_data_ptr<T>(), nullptr};
+        slice(own, count, view_scale<T>(inputs.scale), ChannelFactor<T>{nullptr, 0, T(1)}, false, to.from(first),
+              scope.stream());
+      }
+    });
+  return out.to(rows.scalar_type());
+}
+
+Tensor lattice_keys(const Tensor& guide, const Tensor& bandwidth, at::TensorList tensors, at::IntArrayRef shape,
+                    bool coordinates) {
+  const DeviceScope scope(guide);
+  const KeysInputs inputs = parse_keys(guide, bandwidth, tensors, shape, coordinates);
+  const auto longs = bandwidth.options().dtype(at::kLong);
+  const Tensor keys =
+      at::zeros({inputs.lattice.capacity(), key_words(static_cast<int>(inputs.build.dimension()))}, longs);
+  const Tensor fault = at::empty({1}, longs);
+  dispatch(inputs.build.type(), [&](auto zero) {
+    using T = decltype(zero);
+    vertex_keys(build_problem<T>(inputs.build), view_lattice<T>(inputs.lattice, inputs.build.grid),
+                reinterpret_cast<uint64_t*>(keys.mutable_data_ptr<int64_t>()),
+                reinterpret_cast<uint64_t*>(fault.mutable_data_ptr<int64_t>()), scope.stream());
+  });
+  return keys;
 }
 
 Tensor lattice_feature_grad(const Tensor& values, const Tensor& grad, const Tensor& features, at::TensorList tensors,
@@ -118,6 +188,9 @@ void register_lattice(torch::Library& library) {
   library.impl("lattice_build", cuda::lattice_build);
   library.impl("lattice_filter", cuda::lattice_filter);
   library.impl("_lattice_feature_grad", cuda::lattice_feature_grad);
+  library.impl("_lattice_splat", cuda::lattice_splat);
+  library.impl("_lattice_slice", cuda::lattice_slice);
+  library.impl("_lattice_keys", cuda::lattice_keys);
 }
 
 }  // namespace densecrf

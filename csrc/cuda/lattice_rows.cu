@@ -96,18 +96,35 @@ __global__ void __launch_bounds__(kBlockThreads) blur_kernel(RowBatch<T, S> batc
   }
 }
 
-template <class T, class S, int V>
-void gather_and_blur_vectors(RowBatch<T, S>& rows, bool reverse, cudaStream_t stream) {
+template <class T>
+__global__ void __launch_bounds__(kBlockThreads) copy_kernel(LatticeView<T> lattice, const T* from, int64_t from_stride,
+                                                             int channels, T* to, int64_t to_stride, int width) {
+  const int64_t size = lattice.failed() ? 0 : *lattice.num_vertices * width;
+  const int64_t threads = static_cast<int64_t>(gridDim.x) * blockDim.x;
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < size; i += threads) {
+    const int64_t v = i / width, c = i % width;
+    to[v * to_stride + c] = c < channels ? from[v * from_stride + c] : T(0);
+  }
+}
+
+template <int V, class T, class S>
+Grid row_grid(const RowBatch<T, S>& rows) {
   Grid grid{0, 0};
-  int passes = 0;
   for (int i = 0; i < rows.count; ++i) {
     const auto& own = rows.of[i];
     const int at_a_time = kBlockThreads / (own.stride / V);
     const int64_t blocks = min_of(ceil_div(own.lattice.capacity, at_a_time), multiprocessors() * 8);
     grid.blocks = blocks > grid.blocks ? blocks : grid.blocks;
     grid.rows += own.replicas();
-    passes = own.blur_passes() > passes ? own.blur_passes() : passes;
   }
+  return grid;
+}
+
+template <class T, class S, int V>
+void gather_and_blur_vectors(RowBatch<T, S>& rows, bool reverse, cudaStream_t stream) {
+  const Grid grid = row_grid<V>(rows);
+  int passes = 0;
+  for (int i = 0; i < rows.count; ++i) passes = rows.of[i].blur_passes() > passes ? rows.of[i].blur_passes() : passes;
   launch(gather_kernel<T, S, V>, grid, stream, rows);
   for (int pass = 0; pass < passes; ++pass) {
     BlurAxes axes{};
@@ -125,6 +142,21 @@ void gather_and_blur_vectors(RowBatch<T, S>& rows, bool reverse, cudaStream_t st
 }  // namespace
 
 template <class T, class S>
+void gather(RowBatch<T, S>& rows, cudaStream_t stream) {
+  if (rows.of[0].stride == 1)
+    launch(gather_kernel<T, S, 1>, row_grid<1>(rows), stream, rows);
+  else
+    launch(gather_kernel<T, S, kVector>, row_grid<kVector>(rows), stream, rows);
+}
+
+template <class T>
+void copy_rows(const LatticeView<T>& lattice, const T* from, int64_t from_stride, int channels, T* to,
+               int64_t to_stride, int width, cudaStream_t stream) {
+  launch(copy_kernel<T>, {striding_blocks(lattice.capacity * width)}, stream, lattice, from, from_stride, channels, to,
+         to_stride, width);
+}
+
+template <class T, class S>
 void gather_and_blur(RowBatch<T, S>& rows, bool reverse, cudaStream_t stream) {
   if (rows.of[0].stride == 1)
     gather_and_blur_vectors<T, S, 1>(rows, reverse, stream);
@@ -132,6 +164,10 @@ void gather_and_blur(RowBatch<T, S>& rows, bool reverse, cudaStream_t stream) {
     gather_and_blur_vectors<T, S, kVector>(rows, reverse, stream);
 }
 
+template void gather(RowBatch<float, float>&, cudaStream_t);
+template void gather(RowBatch<double, double>&, cudaStream_t);
+template void copy_rows(const LatticeView<float>&, const float*, int64_t, int, float*, int64_t, int, cudaStream_t);
+template void copy_rows(const LatticeView<double>&, const double*, int64_t, int, double*, int64_t, int, cudaStream_t);
 template void gather_and_blur(RowBatch<float, float>&, bool, cudaStream_t);
 template void gather_and_blur(RowBatch<double, double>&, bool, cudaStream_t);
 template void gather_and_blur(RowBatch<float, __half>&, bool, cudaStream_t);

@@ -39,6 +39,15 @@ struct RowBatch {
   int count;
 };
 
+// Sums the partials of each vertex into `front`.
+template <class T, class S>
+void gather(RowBatch<T, S>& rows, cudaStream_t stream);
+
+// Rows of every vertex between two arrays of other strides: to[v, c] = from[v, c], and 0 from `channels` to `width`.
+template <class T>
+void copy_rows(const LatticeView<T>& lattice, const T* from, int64_t from_stride, int channels, T* to,
+               int64_t to_stride, int width, cudaStream_t stream);
+
 // Sums the partials of each vertex and blurs along the axes in turn, or in the opposite order: the adjoint. Then
 // `front` of each holds the result (front and back may have changed places).
 template <class T, class S>

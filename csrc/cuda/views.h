@@ -65,6 +65,17 @@ struct Rows {
     return Rows(lattice, images, row_stride(min_of(channels, kRowChannels<T>)), like);
   }
 
+  // Splats and gathers the channels of `values` that start at `first`; returns how many they are.
+  int64_t gathered(const BatchView<const T>& values, int64_t first, int64_t channels, const PointScale<T>& scale,
+                   cudaStream_t stream) {
+    const int64_t count = min_of(channels - first, kRowChannels<T>);
+    buffers.stride = static_cast<int>(row_stride(count));
+    splat(buffers, values.from(first), static_cast<int>(count), scale, stream);
+    RowBatch<T, S> batch{{buffers}, 1};
+    gather(batch, stream);
+    return count;
+  }
+
   // Splats, gathers and blurs the channels of `values` that start at `first`; returns how many they are.
   int64_t pass(const BatchView<const T>& values, int64_t first, int64_t channels, const PointScale<T>& scale,
                bool reverse, cudaStream_t stream) {

@@ -6,6 +6,7 @@ is differentiable by plain autograd with respect to values, scales and (inside a
 - `geometry`: features, the simplex that encloses a point, barycentric weights (Adams et al. 2010, section 3)
 - `build`: `lattice_build`, from features to vertices, tile lists and blur neighbours
 - `filter`: `lattice_filter`, its normalisation, and the derivative with respect to features
+- `rows`: the ends of the filter by themselves, and the keys of vertices
 - `inference`: `mean_field` (Krähenbühl & Koltun 2011, algorithm 1); `checks`: what it refuses
 """
 
@@ -13,10 +14,14 @@ from .build import LatticeTensors, lattice_build
 from .filter import _lattice_feature_grad, lattice_filter, normalization_scale
 from .geometry import lattice_features
 from .inference import _mean_field_unrolled, _mean_field_unrolled_backward, mean_field
+from .rows import _lattice_keys, _lattice_slice, _lattice_splat
 
 __all__ = [
     "LatticeTensors",
     "_lattice_feature_grad",
+    "_lattice_keys",
+    "_lattice_slice",
+    "_lattice_splat",
     "_mean_field_unrolled",
     "_mean_field_unrolled_backward",
     "lattice_build",
