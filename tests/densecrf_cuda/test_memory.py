@@ -67,7 +67,7 @@ else:
 
 
 def measure(bound: int | None) -> Any:
-    # What is freed goes back at once: the allocator of the C library keeps up to 64 MiB, which is no matter for pictures
+    # What is freed goes back at once: the C library may keep 64 MiB of it, which is no matter for pictures
     # that need a bound, but would be for one that is quickly tested.
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     command = [sys.executable, "-c", MEASURE, json.dumps([bound, 20, 768, 1024])]

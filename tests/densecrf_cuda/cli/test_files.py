@@ -17,8 +17,10 @@ from PIL import Image
 from densecrf_cuda.cli.files import atomic_write
 
 # The command with an encoder that says when half of a picture is written, and goes on when stdin is closed.
+# Started in the background by a shell, the tests would hand down that Ctrl-C is to be ignored.
 SLOW = """
-import io, sys
+import io, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from densecrf_cuda.cli import main
 from densecrf_cuda.cli.labels import LabelStyle
 save = LabelStyle.save

@@ -97,7 +97,11 @@ def test_every_setting_has_a_slider_and_its_default() -> None:
 
 
 def test_ctrl_c_ends_the_page_and_deletes_uploads(tmp_path: Path) -> None:
-    program = "from densecrf_cuda.page import launch; launch(port=0, open_browser=False, device='cpu')"
+    # Started in the background by a shell, the tests would hand down that Ctrl-C is to be ignored.
+    program = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
+        "from densecrf_cuda.page import launch; launch(port=0, open_browser=False, device='cpu')"
+    )
     environment = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONWARNINGS": "ignore"}
     with subprocess.Popen(
         [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, env=environment
