@@ -11,7 +11,7 @@ from helpers import DOUBLE, compatibility, noise
 from oracles import pattern_image
 from torch import Tensor
 
-from densecrf_cuda import Bilateral, DenseCRF, Features, Gaussian, MemoryPlan, large, memory_plans, no_sync
+from densecrf_cuda import Bilateral, DenseCRF, Features, Gaussian, MemoryPlan, large, memory_plans, no_sync, picture
 
 HEIGHT, WIDTH, CLASSES = 37, 22, 5
 AMPLE = 1 << 50
@@ -42,8 +42,8 @@ def run_by(monkeypatch: pytest.MonkeyPatch) -> Any:
     def run(crf: DenseCRF, plan: MemoryPlan, *inputs: Tensor, **options: Any) -> Tensor:
         with monkeypatch.context() as patch, torch.no_grad():
             patch.setattr(large, "fits_in_any_case", lambda *_: False)
-            patch.setattr(large, "strip_points", lambda *_: 1)
-            patch.setattr(large, "choose_plan", lambda *_: plan)
+            patch.setattr(picture, "strip_points", lambda *_: 1)
+            patch.setattr(picture, "choose_plan", lambda *_: plan)
             patch.setattr(crf, "max_memory", AMPLE)
             return crf(*inputs, **options)
 

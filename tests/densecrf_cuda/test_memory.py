@@ -20,7 +20,7 @@ from densecrf_cuda.footprint import KernelSizes, Sizes
 MEASURE = """
 import json, re, sys
 import torch
-from densecrf_cuda import Bilateral, DenseCRF, Gaussian, large, memory_plans
+from densecrf_cuda import Bilateral, DenseCRF, Gaussian, memory_plans, picture
 from densecrf_cuda.memory import choose_plan
 
 bound, labels, height, width = json.loads(sys.argv[1])
@@ -45,9 +45,9 @@ def measured(unary, image):
         result = crf(max_memory=bound)(unary, image)
     return status("VmHWM") - before - result.nbytes
 
-empty_result = large.Picture.empty_result
+empty_result = picture.Picture.empty_result
 # Else its pages would be free for other use until the last iteration writes them.
-large.Picture.empty_result = lambda *arguments: empty_result(*arguments).zero_()
+picture.Picture.empty_result = lambda *arguments: empty_result(*arguments).zero_()
 chosen = []
 
 def choose(plans, bound):
@@ -60,15 +60,15 @@ if bound is None:
 else:
     for plan in memory_plans(crf(), *small):
         crf(max_memory=plan.max_memory)(*small)
-    large.choose_plan = choose
+    picture.choose_plan = choose
     peak = measured(*inputs)
     print(json.dumps([chosen[-1].kind, chosen[-1].keeps_tables, chosen[-1].nbytes, peak]))
 """
 
 
 def measure(bound: int | None) -> Any:
-    # What is freed goes back at once: the C library may keep 64 MiB of it, which is no matter for pictures
-    # that need a bound, but would be for one that is quickly tested.
+    # What is freed goes back at once: the allocator of the C library keeps up to 64 MiB, which is no matter for
+    # pictures that need a bound, but would be for one that is quickly tested.
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     command = [sys.executable, "-c", MEASURE, json.dumps([bound, 20, 768, 1024])]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout)
