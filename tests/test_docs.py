@@ -12,7 +12,7 @@ import runpy
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,17 @@ def run_blocks(path: Path) -> dict[str, Any]:
     return names
 
 
+@pytest.fixture
+def restore_pydensecrf() -> Iterator[None]:
+    """One page puts our modules in the place of pydensecrf's, which other tests compare with."""
+    before = {name: module for name, module in sys.modules.items() if name.split(".")[0] == "pydensecrf"}
+    yield
+    for name in [name for name in sys.modules if name.split(".")[0] == "pydensecrf"]:
+        del sys.modules[name]
+    sys.modules.update(before)
+
+
+@pytest.mark.usefixtures("restore_pydensecrf")
 @pytest.mark.parametrize(
     "path", [path for path in PAGES if "```python" in path.read_text(encoding="utf-8")], ids=page_id
 )
