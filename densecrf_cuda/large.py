@@ -103,7 +103,7 @@ def _pictures(crf: DenseCRF, problem: Problem, output: str, iterations: int) -> 
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in wanted):
         raise ValueError(
             "max_memory is for inference, but gradients are wanted: call the CRF under torch.no_grad(), or train "
-            "without max_memory, with checkpoint=True"
+            "without max_memory"
         )
     if not may_wait(problem.device):
         raise ValueError("max_memory waits for the GPU to count vertices, which no_sync and a captured graph forbid")
