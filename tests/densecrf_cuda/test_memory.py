@@ -6,13 +6,15 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from densecrf_cuda import DenseCRF, Gaussian
+from densecrf_cuda import Bilateral, DenseCRF, Gaussian, large, memory_plans, picture
 from densecrf_cuda.footprint import KernelSizes, Sizes
 
 # A fresh process for each plan, so that its peak is that of one call. The picture is smooth noise, which has about as
@@ -92,6 +94,44 @@ def test_measured_peaks(share: float, kind: str, keeps: bool, uncut: int) -> Non
     assert plan == [kind, keeps]
     assert measured <= bound
     assert abs(measured - formula) <= 0.15 * formula
+
+
+def allocated_peak(device: torch.device, work: Callable[[], Tensor]) -> int:
+    """The most bytes that a call has allocated at a time, but for those of its result."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        result = work()
+        return torch.cuda.max_memory_allocated() - before - result.nbytes
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True, acc_events=True) as profiler:
+        result = work()
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    live = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        live += event.nbytes()
+        peak = max(peak, live)
+    return peak - result.nbytes
+
+
+@pytest.mark.parametrize("labels", [5, 40])
+def test_allocations_of_cuda(labels: int, rung: str, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    if rung == "cpu":
+        pytest.skip("the CPU's kernels have memory of their own, which test_measured_peaks measures")
+    height, width = 96, 160
+    noise = torch.rand(1, 3, 5, 7, generator=torch.Generator().manual_seed(0))
+    image = 255 * torch.nn.functional.interpolate(noise, scale_factor=32, mode="bilinear")[0, :, :height, :width]
+    inputs = torch.zeros(labels, height, width, device=device), image.contiguous().to(device)
+    crf = DenseCRF(labels, [Gaussian(3, 3), Bilateral(40, 13, 5)], iterations=2)
+    monkeypatch.setattr(large, "fits_in_any_case", lambda *_: False)
+    monkeypatch.setattr(picture, "strip_points", lambda *_: 32 * width)
+    crf.max_memory = 1 << 50
+    for plan in [plan for plan in memory_plans(crf, *inputs) if plan.labels == 4]:
+        monkeypatch.setattr(picture, "choose_plan", lambda *_, plan=plan: plan)
+        with torch.inference_mode():
+            peak = allocated_peak(device, lambda: crf(*inputs))
+        # From above: the lattice of a `Gaussian` is trimmed for the cache, and kept tables are those of smaller strips.
+        assert 0.75 * plan.nbytes <= peak <= 1.02 * plan.nbytes, plan
 
 
 @pytest.mark.parametrize("cuda", [False, True])
