@@ -17,9 +17,10 @@ from densecrf_cuda import Bilateral, DenseCRF, Features, Gaussian, permutohedral
 # Inductor writes C++ for the CPU; without a compiler the rest of torch.compile still runs.
 CODE_GENERATOR = "inductor" if shutil.which("g++") else "aot_eager"
 
+# One iteration: they are many small operators, all of which the compiler traces.
 OTHERS: list[dict[str, Any]] = [
-    {"inference": "convergent", "normalization": "after"},
-    {"inference": "frank_wolfe", "regularization": "l2"},
+    {"inference": "convergent", "normalization": "after", "iterations": 1},
+    {"inference": "frank_wolfe", "regularization": "l2", "iterations": 1},
 ]
 
 
