@@ -153,7 +153,7 @@ class Picture:
         for iteration in range(settings.iterations + 1):
             last, moved = iteration == settings.iterations, 0.0
             new = [] if last else [unary.new_zeros(own.count, len(unary), dtype=dtype) for own in vertices]
-            for strip, (begin, end) in enumerate(cuts):
+            for strip, (begin, end) in enumerate(cuts.strips()):
                 change = self._visit(
                     strip, begin, end, terms, (rows, new), result, kept, iteration=iteration, group=plan.labels
                 )

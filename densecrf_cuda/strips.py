@@ -45,7 +45,8 @@ class Cuts(NamedTuple):
         least = tile_rows * cols if rows > 1 else tile_cols
         return cls(grid, max(1, points // least) * least)
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:  # type: ignore[override]
+    def strips(self) -> Iterator[tuple[int, int]]:
+        """The first point of each strip, and the one after its last."""
         points = math.prod(self.grid)
         return iter([(begin, min(begin + self.step, points)) for begin in range(0, points, self.step)])
 
@@ -131,7 +132,7 @@ def build_strip(source: Source, cuts: Cuts, begin: int, end: int, read: Tensor |
 def survey(source: Source, cuts: Cuts) -> tuple[list[Tensor], list[int]]:
     """Keys of the vertices of every strip, [M, words] each, and how many partials it has."""
     keys, partials = [], []
-    for begin, end in cuts:
+    for begin, end in cuts.strips():
         strip_keys, strip_partials = _survey_strip(source, cuts, begin, end)
         keys.append(strip_keys)
         partials.append(strip_partials)
@@ -189,7 +190,7 @@ class StripTerm:
             return
         most = max(ids.numel() for ids in self.vertices.ids)
         blank = self.vertices.neighbours.new_empty((self.source.dimension + 1) * most * 2 if self.keeps else 0)
-        for strip, (begin, end) in enumerate(self.cuts):
+        for strip, (begin, end) in enumerate(self.cuts.strips()):
             self._prepare_strip(strip, begin, end, norm_rows, blank)
         if norm_rows is not None:
             self.blur(norm_rows)

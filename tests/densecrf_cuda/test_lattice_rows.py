@@ -77,10 +77,10 @@ def test_strips_have_the_vertices_of_the_picture(name: str, device: torch.device
     values = noise(1, case.points, 3).to(device)
     term = StripTerm(source, vertices, cuts, "none", values.new_tensor(1.0), keeps=False)
     rows, filtered = values.new_zeros(number, 3), torch.zeros_like(values[0])
-    for strip, ends in enumerate(cuts):
+    for strip, ends in enumerate(cuts.strips()):
         term.add_splat(rows, values[0, slice(*ends)], strip, term.visit(strip, *ends), group=2)
     term.blur(rows)
-    for strip, ends in enumerate(cuts):
+    for strip, ends in enumerate(cuts.strips()):
         term.subtract_energy(filtered[slice(*ends)], rows, strip, term.visit(strip, *ends), group=2)
     expected = ops.lattice_filter(values, None, None, None, whole, case.grid, False)[0]
     assert relative(filtered, expected.cpu()) <= 1e-10  # an energy of -1 · y, subtracted
