@@ -8,13 +8,16 @@
 # make gpu-bench  with a GPU: its benchmarks               make resources  registers and spills of the kernels
 #
 # Everything lives in an environment inside the checkout, made where missing: .venv, or .venv-2.13.0 for TORCH=2.13.0.
-# PYTHON= picks the interpreter of a new environment; WITH_CUDA=0|1 forces CUDA off or on; TESTS= picks tests;
+# PYTHON= picks the interpreter of a new environment; WITH_CUDA=0|1 forces CUDA off or on; TESTS= picks tests,
+# TEST_JOBS= how many processes run them (one for each core);
 # TORCH_CUDA_ARCH_LIST= picks the GPUs to compile for.
 
 DEFAULT_TORCH := 2.11.0
 TORCH ?= $(DEFAULT_TORCH)
 PYTHON ?= python3
 TESTS ?= tests
+# Processes that share the files of tests, each with one thread.
+TEST_JOBS ?= auto
 SANITIZE ?= 0
 # For development the oldest, whose PTX runs on every other, and a large one: a third of the time; a wheel has all.
 DEV_ARCHS := $(or $(TORCH_CUDA_ARCH_LIST),7.5+PTX;9.0)
@@ -47,7 +50,7 @@ demo: $(VENV)/.stamp-demo $(VENV)/.stamp-package-$(BUILD)
 	$(BIN)/python examples/refine_photo.py
 
 test: dev
-	$(BIN)/pytest $(TESTS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(TEST_JOBS) --dist loadfile $(TESTS)
 
 doctest: dev
 	$(BIN)/pytest -c pyproject.toml --rootdir=. --doctest-modules --pyargs densecrf_cuda
@@ -88,7 +91,7 @@ sdist: dev
 	$(BIN)/python -I -m build --sdist --no-isolation --outdir dist .
 
 gpu-test: dev
-	$(BIN)/pytest $(TESTS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(TEST_JOBS) --dist loadfile $(TESTS)
 	$(BIN)/python tests/gpu/sanitize_suite.py --sanitizers
 
 gpu-bench: dev $(VENV)/.stamp-bench-$(DEV)

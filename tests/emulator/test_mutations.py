@@ -107,7 +107,9 @@ MUTANTS = {
 def run_tests(library: Path, check: tuple[str, str]) -> subprocess.CompletedProcess[str]:
     file, selection = check
     command = [sys.executable, "-m", "pytest", "-x", "-q", "--tb=no", f"tests/densecrf_cuda/{file}"]
-    env = {**os.environ, "DENSECRF_EMULATOR_LIBRARY": str(library)}
+    # no option or worker of the run that this test is part of
+    env = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    env["DENSECRF_EMULATOR_LIBRARY"] = str(library)
     command += ["-k", f"emulated and {selection}"]
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600)
 
