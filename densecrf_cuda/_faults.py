@@ -8,11 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._status import _DIMENSION_BITS, _FAULT_SHIFT, DeviceStatus
+from ._status import _DIMENSION_BITS, _FAULT_SHIFT, _POINT_BITS, DeviceStatus
 
-__all__ = ["Report", "capacity_needed", "feature_fault", "unary_fault", "watch"]
+__all__ = ["Report", "capacity_needed", "feature_fault", "unary_fault", "update_fault", "watch"]
 
-_NOT_FINITE, _CAPACITY, _UNARY = 2, 4, 5
+_NOT_FINITE, _CAPACITY, _UNARY, _OVERFLOW = 2, 4, 5, 6
 
 
 class Report(NamedTuple):
@@ -46,6 +46,12 @@ def unary_fault(unary: Tensor) -> Tensor:
     bad = (unary.isnan() | unary.isneginf()).any(1) | unary.isposinf().all(1)
     place = _first(bad)
     return _word(bad, _UNARY, place)
+
+
+def update_fault(iteration: int, point: int) -> int:
+    """The fault word of a point without a distribution: the unary's fault before the first iteration."""
+    kind = _OVERFLOW if iteration else _UNARY
+    return (kind << _FAULT_SHIFT) + (iteration << _POINT_BITS) + point
 
 
 def feature_fault(features: Tensor) -> Tensor:

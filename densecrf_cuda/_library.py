@@ -10,10 +10,11 @@ import re
 import warnings
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
+from types import ModuleType
 
 import torch
 
-__all__ = ["HAS_EXTENSION", "SPLAT_PLAN_DEVICES", "has_splat_plan", "operator_schemas"]
+__all__ = ["HAS_EXTENSION", "SPLAT_PLAN_DEVICES", "build_facts", "has_splat_plan", "operator_schemas"]
 
 _FOLDER = Path(__file__).parent
 _REBUILD = "pip install --no-build-isolation --force-reinstall --no-deps ."
@@ -42,6 +43,19 @@ def has_splat_plan(device: torch.device) -> bool:
     False
     """
     return HAS_EXTENSION and device.type in SPLAT_PLAN_DEVICES
+
+
+def build_facts() -> ModuleType | None:
+    """The facts of the build; None where there is no compiled library.
+
+    >>> build_facts().torch_version == torch.__version__
+    True
+    """
+    if not HAS_EXTENSION:
+        return None
+    import densecrf_cuda._C as facts
+
+    return facts
 
 
 def _load_compiled() -> bool:

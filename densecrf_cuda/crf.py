@@ -21,7 +21,7 @@ from .methods import make_method
 from .potentials import Potential, parse_normalization
 from .settings import FrankWolfeSettings, check_choice, parse_inference, parse_output, parse_trainable, whole_number
 from .steps import InferenceStep, iterate
-from .terms import PairwiseTerm
+from .terms import PairwiseTerm, pairwise_terms, terms_of
 
 if TYPE_CHECKING:
     from .graph import GraphedCRF
@@ -119,10 +119,7 @@ class DenseCRF(nn.Module):
         self._status = DeviceStatus()
         default = parse_normalization(normalization)
         names = parse_trainable(trainable)
-        for kernel in kernels:
-            if not isinstance(kernel, Potential):
-                raise TypeError(f"kernels must be Gaussian, Bilateral or Features, got {type(kernel).__name__}")
-        self.kernels = nn.ModuleList(PairwiseTerm(kernel, self.num_classes, default, names) for kernel in kernels)
+        self.kernels = pairwise_terms(kernels, self.num_classes, default, names)
 
     def forward(
         self, unary: Tensor, image: Tensor | None = None, *, output: str | None = None, iterations: int | None = None
@@ -295,7 +292,7 @@ class DenseCRF(nn.Module):
     @property
     def pairwise_terms(self) -> list[PairwiseTerm]:
         """The modules of `kernels`, as what they are."""
-        return [kernel for kernel in self.kernels if isinstance(kernel, PairwiseTerm)]
+        return terms_of(self.kernels)
 
     def _terms(self, problem: Problem) -> list[Term]:
         if self.filter == "dense":

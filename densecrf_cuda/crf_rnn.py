@@ -16,7 +16,7 @@ from .crf_rnn_weights import learned_matrices
 from .inference import fused_mean_field, unrolled_mean_field, wants_gradients
 from .inputs import Problem, read_problem
 from .potentials import Bilateral, Gaussian, Potential
-from .settings import parse_trainable, whole_number
+from .settings import check_choice, parse_trainable, whole_number
 from .terms import PairwiseTerm
 
 __all__ = ["CRFRNN"]
@@ -84,11 +84,8 @@ class CRFRNN(nn.Module):
             )
         self.iterations = whole_number("iterations", iterations, 0)
         self.eval_iterations = whole_number("eval_iterations", eval_iterations, 0)
-        if weights not in ("matrix", "diagonal"):
-            raise ValueError(f"weights must be 'matrix' or 'diagonal', got {weights!r}")
-        if filter not in ("lattice", "dense"):
-            raise ValueError(f"filter must be 'lattice' or 'dense', got {filter!r}")
-        self.filter = filter
+        check_choice("weights", weights, ("matrix", "diagonal"))
+        self.filter = check_choice("filter", filter, ("lattice", "dense"))
         self.checkpoint = checkpoint
         names = parse_trainable(trainable)
         form = (num_classes, weights == "matrix", names)

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from .lattice import usual_capacity
+
 __all__ = ["KernelSizes", "Sizes", "strip_bytes"]
 
 ROWS_AT_A_TIME = 1 << 16
@@ -63,11 +65,6 @@ class Sizes(NamedTuple):
         return self.itemsize * (small if small < unit else -(-labels // unit) * unit)
 
     # --- the lattice of n points ---
-
-    def capacity(self, points: int, d: int) -> int:
-        """Vertices that there is room for, as `Lattice` reserves it."""
-        most = points * (d + 1)
-        return most if most * (d + 1) * 8 <= 1 << 30 else min(most, 4 * points)
 
     def tables(self, points: int, kernel: KernelSizes, vertices: int, partials: int, capacity: int) -> int:
         """Tables of a lattice as the build leaves them, without a norm."""
@@ -172,7 +169,7 @@ class Sizes(NamedTuple):
         return peak, tables
 
     def _known(self, kernel: KernelSizes) -> tuple[int, int, int]:
-        return kernel.vertices, kernel.partials, self.capacity(self.points, kernel.d)
+        return kernel.vertices, kernel.partials, usual_capacity(self.points, kernel.d)
 
     def _copy(self) -> int:
         return self.itemsize * self.points * self.labels if self.copies_result else 0

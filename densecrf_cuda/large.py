@@ -107,7 +107,7 @@ def _pictures(crf: DenseCRF, problem: Problem, output: str, iterations: int) -> 
         )
     if not may_wait(problem.device):
         raise ValueError("max_memory waits for the GPU to count vertices, which no_sync and a captured graph forbid")
-    dtype = torch.float64 if problem.unary.dtype == torch.float64 else torch.float32
+    dtype = problem.dtype
     sizes = Sizes(
         points=problem.unary.shape[2],
         labels=problem.unary.shape[1],
@@ -118,7 +118,6 @@ def _pictures(crf: DenseCRF, problem: Problem, output: str, iterations: int) -> 
         copies_result=problem.unary.shape[0] > 1,
         cuda=has_splat_plan(problem.device),
     )
-    tol = -1.0 if crf.tol is None else float(crf.tol)
     pictures = []
     for b in range(problem.unary.shape[0]):
         image = None if problem.image is None else problem.image[b : b + 1]
@@ -127,5 +126,5 @@ def _pictures(crf: DenseCRF, problem: Problem, output: str, iterations: int) -> 
             for term, (guide, bandwidth) in zip(terms, guides)
         ]
         one = replace(problem, unary=problem.unary[b : b + 1], image=image)
-        pictures.append(Picture(one, b, terms, sources, sizes, Inference(iterations, crf.damping, tol, output)))
+        pictures.append(Picture(one, b, terms, sources, sizes, Inference(iterations, crf.damping, crf._tol, output)))
     return pictures

@@ -22,7 +22,8 @@ __all__ = ["Lattice", "permutohedral_filter"]
 _GENEROUS_BYTES = 1 << 30
 
 
-def _capacity(points: int, d: int) -> int:
+def usual_capacity(points: int, d: int) -> int:
+    """Vertices of an image that there is room for at first."""
     most = points * (d + 1)
     return most if most * (d + 1) * 8 <= _GENEROUS_BYTES else min(most, 4 * points)
 
@@ -193,7 +194,7 @@ def _build_with_room(guide: Tensor, bandwidth: Tensor, grid: tuple[int, ...], co
     """Build with the usual capacity, then with more where that was too little."""
     batch, _, points = guide.shape
     d = bandwidth.shape[0]
-    most, capacity = batch * points * (d + 1), batch * _capacity(points, d)
+    most, capacity = batch * points * (d + 1), batch * usual_capacity(points, d)
     try:
         tensors = lattice_build(guide, bandwidth, grid, coordinates, capacity)
     except ValueError as error:

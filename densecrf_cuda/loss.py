@@ -14,7 +14,7 @@ from ._status import DeviceStatus
 from .inputs import Problem, read_problem
 from .iteration import Term
 from .potentials import Bilateral, Potential, parse_normalization
-from .terms import PairwiseTerm
+from .terms import PairwiseTerm, pairwise_terms, terms_of
 
 __all__ = ["CRFLoss", "crf_loss"]
 
@@ -84,10 +84,7 @@ class CRFLoss(nn.Module):
             normalization = "symmetric" if kind == "potts" else "none"
         default = parse_normalization(normalization)
         self.kind, self.reduction, self.filter, self.spatial_dims = kind, reduction, filter, spatial_dims
-        for kernel in kernels:
-            if not isinstance(kernel, Potential):
-                raise TypeError(f"kernels must be Gaussian, Bilateral or Features, got {type(kernel).__name__}")
-        self.kernels = nn.ModuleList(PairwiseTerm(kernel, 1, default, ()) for kernel in kernels)
+        self.kernels = pairwise_terms(kernels, 1, default, ())
         for term in self._terms():
             if term.compat.dim() or float(term.compat * term.weight) < 0:
                 raise ValueError(f"compat must be a number, with its weight not negative, got {term.description}")
@@ -140,7 +137,7 @@ class CRFLoss(nn.Module):
         self._status.check()
 
     def _terms(self) -> list[PairwiseTerm]:
-        return [kernel for kernel in self.kernels if isinstance(kernel, PairwiseTerm)]
+        return terms_of(self.kernels)
 
     def extra_repr(self) -> str:
         return f"kind={self.kind!r}, reduction={self.reduction!r}, filter={self.filter!r}"

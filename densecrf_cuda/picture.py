@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ._faults import update_fault
 from ._status import describe
 from .footprint import ROWS_AT_A_TIME, KernelSizes, Sizes
 from .inference import LatticeTerm
@@ -19,8 +20,6 @@ from .terms import PairwiseTerm
 from .vertices import Vertices, join_vertices
 
 __all__ = ["Inference", "Picture"]
-
-UNARY_FAULT, OVERFLOW_FAULT, POINT_BITS = 5, 6, 40  # of csrc/status.h
 
 
 @dataclass(frozen=True)
@@ -215,8 +214,7 @@ class Picture:
         bad = column.isnan()
         if bool(bad.any()):
             point = first + int(bad.to(torch.uint8).argmax())
-            kind, place = (OVERFLOW_FAULT, iteration << POINT_BITS) if iteration else (UNARY_FAULT, 0)
-            raise ValueError(describe((kind << 56) + place + point, points=self.sizes.points, image=self.index))
+            raise ValueError(describe(update_fault(iteration, point), points=self.sizes.points, image=self.index))
 
     def _write(self, result: Tensor, q: Tensor, logits: Tensor, iteration: int) -> None:
         if self.inference.output == "labels":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from .potentials import Features, Potential, describe
 from .reference import lattice_features
 from .reference.filter import norm_of_row_sums
 
-__all__ = ["PairwiseTerm"]
+__all__ = ["PairwiseTerm", "pairwise_terms", "terms_of"]
 
 
 class PairwiseTerm(nn.Module):
@@ -243,3 +244,18 @@ class PairwiseTerm(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.description}, normalization={self.normalization!r}"
+
+
+def pairwise_terms(
+    potentials: Sequence[Potential], num_classes: int, default_normalization: str, trainable: tuple[str, ...]
+) -> nn.ModuleList:
+    """A term for each potential."""
+    for potential in potentials:
+        if not isinstance(potential, Potential):
+            raise TypeError(f"kernels must be Gaussian, Bilateral or Features, got {type(potential).__name__}")
+    return nn.ModuleList(PairwiseTerm(each, num_classes, default_normalization, trainable) for each in potentials)
+
+
+def terms_of(modules: Iterable[nn.Module]) -> list[PairwiseTerm]:
+    """The modules of a list of terms, as what they are."""
+    return [module for module in modules if isinstance(module, PairwiseTerm)]

@@ -8,13 +8,14 @@ import os
 import platform
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 
 import densecrf_cuda
+
+from .._library import build_facts
 
 __all__ = ["cuda_fault", "gather_facts"]
 
@@ -23,7 +24,7 @@ def cuda_fault() -> str | None:
     """Why CUDA cannot be used, or None where it can."""
     if not torch.cuda.is_available():
         return "torch was built without CUDA" if torch.version.cuda is None else "torch sees no GPU"
-    build = _build()
+    build = build_facts()
     if build is not None and not build.cuda_kernels:
         return f"the library was built without CUDA: {build.cuda_decision}"
     return None
@@ -31,7 +32,7 @@ def cuda_fault() -> str | None:
 
 def gather_facts() -> dict[str, Any]:
     """What `densecrf info` shows, of types that JSON has."""
-    build = _build()
+    build = build_facts()
     folder = Path(densecrf_cuda.__file__).parent
     facts: dict[str, Any] = {
         "densecrf_cuda": densecrf_cuda.__version__,
@@ -63,15 +64,6 @@ def gather_facts() -> dict[str, Any]:
             next(path for suffix in EXTENSION_SUFFIXES if (path := folder / f"_ops{suffix}").exists())
         )
     return facts
-
-
-def _build() -> ModuleType | None:
-    """The facts of the build; None where there is no compiled library."""
-    if not densecrf_cuda.HAS_EXTENSION:
-        return None
-    import densecrf_cuda._C as build
-
-    return build
 
 
 def _device(index: int) -> dict[str, Any]:

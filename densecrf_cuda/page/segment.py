@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from .._library import HAS_EXTENSION
+from .._library import build_facts
 from ..crf import DenseCRF
 from ..potentials import Bilateral, Gaussian
 from ..unary import unary_from_scribbles
@@ -124,12 +124,9 @@ def pick_device(device: str | torch.device | None = None) -> torch.device:
             return torch.device(device)
         except RuntimeError as error:
             raise ValueError(f"device must be one of torch's, as 'cpu' or 'cuda:0', got {device!r}") from error
-    if HAS_EXTENSION and torch.cuda.is_available():
-        from .. import _C
-
-        if _C.cuda_kernels:
-            return torch.device("cuda")
-    return torch.device("cpu")
+    build = build_facts()
+    usable = build is not None and build.cuda_kernels and torch.cuda.is_available()
+    return torch.device("cuda" if usable else "cpu")
 
 
 def _check(photo: np.ndarray, scribbles: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .._library import HAS_EXTENSION
+from .._library import build_facts
 from ..bandwidths import expanded, parse_bandwidth
 from ..compatibility import parse_compat
 from .eigen import MatrixXf
@@ -172,9 +172,7 @@ def read_device(device: str | torch.device | None) -> torch.device:
             raise RuntimeError(f"device {str(name)!r} is not available: torch finds no GPU that it can use")
         if (parsed.index or 0) >= torch.cuda.device_count():
             raise RuntimeError(f"device {str(name)!r} is not available: there are {torch.cuda.device_count()} GPUs")
-        if HAS_EXTENSION:
-            from .. import _C
-
-            if not _C.cuda_kernels:
-                raise RuntimeError(f"device {str(name)!r} is not available: the compiled library has no CUDA kernels")
+        build = build_facts()
+        if build is not None and not build.cuda_kernels:
+            raise RuntimeError(f"device {str(name)!r} is not available: the compiled library has no CUDA kernels")
     return parsed

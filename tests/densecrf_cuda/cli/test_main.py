@@ -102,7 +102,7 @@ def test_info() -> None:
 
 
 def test_info_without_a_compiled_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(densecrf_cuda, "HAS_EXTENSION", False)
+    monkeypatch.setattr(densecrf_cuda._library, "HAS_EXTENSION", False)
     monkeypatch.setitem(sys.modules, "pydensecrf", None)
     facts = gather_facts()
     assert (facts["compiled"], facts["library"], facts["pydensecrf"]) == (False, None, None)
