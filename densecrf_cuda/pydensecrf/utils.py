@@ -179,7 +179,8 @@ def compute_unary(labels: Any, M: int, GT_PROB: float = 0.5) -> NDArray[np.float
     """The old name of `unary_from_labels`, with unsure zeros.
 
     Example:
-        >>> with warnings.catch_warnings(record=True):
+        >>> with warnings.catch_warnings():
+        ...     warnings.simplefilter("ignore")
         ...     compute_unary([1, 0], 2).shape
         (2, 2)
     """
@@ -191,7 +192,8 @@ def softmax_to_unary(sm: Any, GT_PROB: float = 1) -> NDArray[np.float32]:
     """The old name of `unary_from_softmax`, without clipping; GT_PROB is its scale.
 
     Example:
-        >>> with warnings.catch_warnings(record=True):
+        >>> with warnings.catch_warnings():
+        ...     warnings.simplefilter("ignore")
         ...     softmax_to_unary(np.full((2, 3), 0.5)).shape
         (2, 3)
     """
