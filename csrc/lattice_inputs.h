@@ -11,15 +11,6 @@
 
 namespace densecrf {
 
-// Calls function(zero) with a zero of the type: 0.0f or 0.0.
-template <class Function>
-void dispatch(at::ScalarType type, Function function) {
-  if (type == at::kFloat)
-    function(0.0f);
-  else
-    function(0.0);
-}
-
 // Images by the kernels' types: halves become floats, which hold them exactly.
 inline at::Tensor readable_guide(const at::Tensor& guide) {
   const auto type = guide.scalar_type();

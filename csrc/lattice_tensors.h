@@ -1,12 +1,12 @@
 // The eleven tensors of a lattice, allocated and checked: what the glue of every device starts from.
 #pragma once
 
-#include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 
 #include <tuple>
 #include <vector>
 
+#include "tensor_checks.h"
 #include "tiles.h"
 
 namespace densecrf {
@@ -24,16 +24,6 @@ inline TileGrid grid_of(at::IntArrayRef shape) {
     if (i + 1 < shape.size()) rows *= shape[i];
   }
   return {rows, shape.back()};
-}
-
-// An operator runs on one device; the dispatcher chooses it by some of the inputs and lets the others pass.
-inline void check_device(const at::Tensor& tensor, const char* name, const at::Tensor& owner, const char* owner_name) {
-  TORCH_CHECK_VALUE(tensor.device() == owner.device(), name, " must be on the device of ", owner_name, ", ",
-                    owner.device(), ", got ", tensor.device());
-}
-
-inline void check_devices(at::TensorList tensors, const char* name, const at::Tensor& owner, const char* owner_name) {
-  for (const at::Tensor& tensor : tensors) check_device(tensor, name, owner, owner_name);
 }
 
 struct LatticeTensors {

@@ -55,4 +55,10 @@ struct ImageView {
   int64_t batch_stride, pixel_stride, channel_stride;
 };
 
+// The layout of a call. An image of one pixel looks like either layout, so that all images of the call are asked.
+template <class... Views>
+bool channels_last(const Views&... views) {
+  return ((views.channel_stride == 1) && ...);
+}
+
 }  // namespace densecrf
