@@ -88,8 +88,9 @@ def _define_reference() -> None:
     for schema in operator_schemas():
         name = schema.split("(")[0]
         _reference_library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+        function = getattr(reference, name.removesuffix(".out"))  # which has the overload's `out` as an option
         # CompositeExplicitAutograd: one kernel for every device, and gradients stay those that ops.py registers
-        _reference_library.impl(name, getattr(reference, name), "CompositeExplicitAutograd")
+        _reference_library.impl(name, function, "CompositeExplicitAutograd")
 
 
 HAS_EXTENSION: bool = _load_compiled()
