@@ -4,6 +4,7 @@
 #include <limits>
 #include <type_traits>
 
+#include "depthwise_gradient_kernels.h"
 #include "kernels.h"
 
 #if defined(__x86_64__)
@@ -23,6 +24,7 @@
 #include "../mean_field.h"  // inside the region: its templates are compiled for this instruction set
 #include "kernels_impl.h"
 #include "kernels_simd.h"
+#include "depthwise_gradient_kernels_impl.h"
 
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -4,6 +4,7 @@
 #include <limits>
 #include <type_traits>
 
+#include "depthwise_gradient_kernels.h"
 #include "kernels.h"
 
 #define DENSECRF_ISA baseline
@@ -12,3 +13,4 @@
 #include "../mean_field.h"  // inside the region: its templates are compiled for this instruction set
 #include "kernels_impl.h"
 #include "kernels_simd.h"
+#include "depthwise_gradient_kernels_impl.h"
