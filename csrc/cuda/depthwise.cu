@@ -8,7 +8,8 @@ namespace {
 template <class T>
 struct GatherProblem {
   Gather gather;
-  GatherTiles tiles;
+  Strips strips;
+  Tiles tiles;
   ImageView<const T> source;
   const T* weight;
   Activation pre;
@@ -16,20 +17,17 @@ struct GatherProblem {
   ImageView<T> out;
 };
 
-// The first channel of a block, and each thread's strip.
 template <int V, int R>
-__device__ __forceinline__ Strip strip_of_thread(const Gather& gather, const GatherTiles& tiles, int& first_channel) {
-  int64_t block = blockIdx.x;
-  first_channel = static_cast<int>(block % tiles.chunks) * tiles.lanes * V;
-  block /= tiles.chunks;
-  const int64_t across = block % tiles.across, down = block / tiles.across % tiles.down;
-  const int lane = static_cast<int>(threadIdx.x) % tiles.lanes, place = static_cast<int>(threadIdx.x) / tiles.lanes;
-  const int64_t row = down * tiles.rows + place / tiles.strips, column = across * tiles.strips + place % tiles.strips;
-  Strip strip{block / tiles.across / tiles.down, 0, 0, 0, first_channel + lane * V};
-  if (place < tiles.rows * tiles.strips && row < gather.y.slots() && column < tiles.row_strips &&
-      strip.channel < gather.channels)
-    place_strip<R>(gather, tiles.strips_of_class, static_cast<int>(row), column, strip);
-  return strip;
+__device__ __forceinline__ Strip strip_in_tile(const Gather& gather, const Strips& strips, const Tiles& tiles,
+                                               const Place& place) {
+  const int64_t tile = blockIdx.x / strips.chunks, across = tile % tiles.across,
+                down = tile / tiles.across % tiles.down;
+  const int64_t row = down * tiles.rows + place.strip / tiles.columns;
+  const int64_t column = across * tiles.columns + place.strip % tiles.columns;
+  if (place.strip >= tiles.rows * tiles.columns || row >= gather.y.slots() || column >= strips.of_row ||
+      place.channel >= gather.channels)
+    return {};
+  return strip_at<R>(gather, strips, tile / tiles.across / tiles.down, static_cast<int>(row), column, place.channel);
 }
 
 template <class T, int V, int K, int R>
@@ -37,14 +35,15 @@ __global__ void __launch_bounds__(kBlockThreads) depthwise_kernel(GatherProblem<
   using A = Accumulator<T>;
   DENSECRF_DYNAMIC_SHARED(A, weights);
   const Gather& gather = problem.gather;
-  int first_channel;
-  const Strip strip = strip_of_thread<V, R>(gather, problem.tiles, first_channel);
-  load_weights<T, V, K>(gather, problem.weight, first_channel, problem.tiles.lanes, weights);
+  const int width = problem.strips.lanes * V;
+  const auto place = Place::of_thread<V>(problem.strips);
+  const Strip strip = strip_in_tile<V, R>(gather, problem.strips, problem.tiles, place);
+  load_weights<T, K>(gather, problem.weight, place.first_channel, width, weights);
   __syncthreads();
   if (strip.count == 0) return;
   A sums[R][V];
-  gather_strip<T, V, K, R>(gather, problem.source, problem.pre, strip, weights + (strip.channel - first_channel),
-                           problem.tiles.lanes * V, sums);
+  gather_strip<T, V, K, R>(gather, problem.source, problem.pre, strip, weights + (strip.channel - place.first_channel),
+                           width, sums);
   const Affine<A>& affine = problem.affine;
   const ImageView<T>& out = problem.out;
   T* to = out.data + strip.image * out.batch_stride + strip.channel +
@@ -68,53 +67,39 @@ __global__ void __launch_bounds__(kBlockThreads) depthwise_kernel(GatherProblem<
 
 template <class T, int V, int K, int R>
 void start(GatherProblem<T> problem, cudaStream_t stream) {
-  problem.tiles = gather_tiles(problem.gather, V, R);
-  const int64_t shared = static_cast<int64_t>(problem.tiles.lanes) * V * K * K * sizeof(Accumulator<T>);
-  launch(depthwise_kernel<T, V, K, R>, {problem.tiles.blocks(problem.gather.batch), 1, shared}, stream, problem);
-}
-
-// Strips of one output where neighbours share no taps, or where there are too few neighbours.
-template <class T, int V, int K>
-void start_strips(const GatherProblem<T>& problem, cudaStream_t stream) {
-  if constexpr (K > 1 && V > 1 && sizeof(T) < 8)
-    if (problem.gather.x.shares_taps() && problem.gather.x.length > 2) return start<T, V, K, kStrip>(problem, stream);
-  start<T, V, K, 1>(problem, stream);
-}
-
-template <class T, int V>
-void start_kernel(GatherProblem<T> problem, cudaStream_t stream) {
-  Gather& gather = problem.gather;
-  if (gather.one_tap()) {
-    gather.y = gather.y.first_tap_alone();
-    gather.x = gather.x.first_tap_alone();
-    return start<T, V, 1, 1>(problem, stream);
-  }
-  if (gather.kernel == 3) return start_strips<T, V, 3>(problem, stream);
-  if (gather.kernel == 5) return start_strips<T, V, 5>(problem, stream);
-  start_strips<T, V, 7>(problem, stream);
+  const Gather& gather = problem.gather;
+  problem.strips = cut_strips(gather, V, R);
+  problem.tiles = cut_tiles(gather, problem.strips, R);
+  const Grid grid{problem.strips.chunks * problem.tiles.across * problem.tiles.down * gather.batch, 1,
+                  static_cast<int64_t>(sizeof(Accumulator<T>)) * problem.strips.lanes * V * K * K};
+  launch(depthwise_kernel<T, V, K, R>, grid, stream, problem);
 }
 
 template <class T>
 void run(const GatherProblem<T>& problem, cudaStream_t stream) {
-  const bool whole =
-      fits_packets(problem.source, problem.gather.channels) && fits_packets(problem.out, problem.gather.channels);
-  if (whole)
-    start_kernel<T, kPacketChannels<T>>(problem, stream);
-  else
-    start_kernel<T, 1>(problem, stream);
+  const int64_t channels = problem.gather.channels;
+  choose_kernel<T>(problem.gather, fits_packets(problem.source, channels) && fits_packets(problem.out, channels),
+                   [&](auto packet, auto kernel, const Gather& gather) {
+                     GatherProblem<T> chosen = problem;
+                     chosen.gather = gather;
+                     if constexpr (has_strips<T, packet.value, kernel.value>)
+                       if (shares_taps(gather)) return start<T, packet.value, kernel.value, kStrip>(chosen, stream);
+                     start<T, packet.value, kernel.value, 1>(chosen, stream);
+                   });
 }
 
 }  // namespace
 
 template <class T>
 void depthwise_forward(const DepthwiseProblem<T>& problem, const ImageView<T>& out, cudaStream_t stream) {
-  run<T>({forward_gather(problem.shape), {}, problem.input, problem.weight, problem.pre, problem.affine, out}, stream);
+  run<T>({forward_gather(problem.shape), {}, {}, problem.input, problem.weight, problem.pre, problem.affine, out},
+         stream);
 }
 
 template <class T>
 void depthwise_input_gradient(const DepthwiseShape& shape, const ImageView<const T>& grad, const T* weight,
                               const ImageView<T>& grad_input, cudaStream_t stream) {
-  run<T>({adjoint_gather(shape), {}, grad, weight, Activation::none, {}, grad_input}, stream);
+  run<T>({adjoint_gather(shape), {}, {}, grad, weight, Activation::none, {}, grad_input}, stream);
 }
 
 #define DENSECRF_INSTANTIATE(T)                                                                      \

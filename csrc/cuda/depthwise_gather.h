@@ -91,18 +91,32 @@ inline Gather adjoint_gather(const DepthwiseShape& shape) {
           true};
 }
 
-// A block works on some packets of channels (neighbouring threads, so that they read what is next to each other) of a
-// tile of strips: `strips` next to each other in each of `rows` rows. Tiles are about square, in pixels, because their
-// borders are read twice.
-struct GatherTiles {
-  int packets;           // of a pixel
-  int lanes, chunks;     // packets of a block, and blocks for all packets
-  int rows, strips;      // of a tile
-  int strips_of_class;   // in a row
-  int64_t across, down;  // tiles of an image
-  int64_t row_strips;    // strips in a row of slots
+constexpr int kMaxLanes = 16;
 
-  int64_t blocks(int64_t batch) const { return chunks * across * down * batch; }
+// How a gather is cut into strips and packets. Neighbouring threads of a block have neighbouring packets, so that they
+// read what is next to each other; those with the same packet have different strips.
+struct Strips {
+  int packets, lanes, chunks;  // of a pixel, of a block, and blocks for all packets of a pixel
+  int of_class;                // strips of a class in a row
+  int64_t of_row;              // strips in a row of slots
+
+  HOST_DEVICE int together() const { return kBlockThreads / lanes; }
+};
+
+inline Strips cut_strips(const Gather& gather, int packet, int strip) {
+  Strips strips{};
+  strips.packets = static_cast<int>(ceil_div(gather.channels, packet));
+  strips.chunks = static_cast<int>(ceil_div(strips.packets, kMaxLanes));
+  strips.lanes = static_cast<int>(ceil_div(strips.packets, strips.chunks));
+  strips.of_class = static_cast<int>(ceil_div(gather.x.length, strip));
+  strips.of_row = int64_t{gather.x.classes} * strips.of_class;
+  return strips;
+}
+
+// The strips of a block are a tile of the image, about square in pixels because the border of a tile is read twice.
+struct Tiles {
+  int rows, columns;     // of strips in a tile
+  int64_t down, across;  // tiles of an image
 };
 
 inline int square_root(int x) {
@@ -111,23 +125,33 @@ inline int square_root(int x) {
   return root;
 }
 
-constexpr int kMaxLanes = 16;
-
-inline GatherTiles gather_tiles(const Gather& gather, int packet, int strip) {
-  GatherTiles tiles{};
-  tiles.packets = static_cast<int>(ceil_div(gather.channels, packet));
-  tiles.chunks = static_cast<int>(ceil_div(tiles.packets, kMaxLanes));
-  tiles.lanes = static_cast<int>(ceil_div(tiles.packets, tiles.chunks));
-  tiles.strips_of_class = static_cast<int>(ceil_div(gather.x.length, strip));
-  tiles.row_strips = int64_t{gather.x.classes} * tiles.strips_of_class;
-  const int together = kBlockThreads / tiles.lanes;
-  const int64_t most_rows = gather.y.slots();
-  tiles.strips = static_cast<int>(min_of(square_root(together / strip), tiles.row_strips));
-  tiles.rows = static_cast<int>(min_of(together / tiles.strips, most_rows));
-  tiles.strips = static_cast<int>(min_of(together / tiles.rows, tiles.row_strips));
-  tiles.across = ceil_div(tiles.row_strips, tiles.strips);
-  tiles.down = ceil_div(most_rows, tiles.rows);
+inline Tiles cut_tiles(const Gather& gather, const Strips& strips, int strip) {
+  const int64_t together = strips.together(), rows = gather.y.slots();
+  Tiles tiles{};
+  tiles.columns = static_cast<int>(min_of(square_root(strips.together() / strip), strips.of_row));
+  tiles.rows = static_cast<int>(min_of(together / tiles.columns, rows));
+  tiles.columns = static_cast<int>(min_of(together / tiles.rows, strips.of_row));  // where there are few rows
+  tiles.down = ceil_div(rows, tiles.rows);
+  tiles.across = ceil_div(strips.of_row, tiles.columns);
   return tiles;
+}
+
+// For sums over all pixels of a batch, strips are dealt to parts in their order, and the sums of parts are added in
+// that of the parts. How many there are depends on the shape alone, so every device sums in the same order.
+struct Parts {
+  int64_t strips;         // of all images
+  int64_t length, count;  // strips of a part, but for the last one, and parts
+};
+
+// As many blocks as fill a large GPU, unless threads would have too few strips for what their own sums cost.
+constexpr int64_t kSumBlocks = 1024, kStripsOfThread = 4;
+
+inline Parts cut_parts(const Gather& gather, const Strips& strips, int64_t blocks_of_part) {
+  const int64_t count = strips.of_row * gather.y.slots() * gather.batch;
+  const int64_t parts =
+      min_of(ceil_div(kSumBlocks, blocks_of_part), ceil_div(count, strips.together() * kStripsOfThread));
+  const int64_t length = ceil_div(count, parts < 1 ? 1 : parts);
+  return {count, length, ceil_div(count, length < 1 ? 1 : length)};
 }
 
 }  // namespace densecrf::cuda

@@ -16,23 +16,34 @@ struct Strip {
   int channel;
 };
 
-// Strip `column` of the row of slots `row`.
+// Where a thread stands among those of its block: what its packet is, and which of the strips it has.
+struct Place {
+  int chunk, first_channel, channel, strip;
+
+  template <int V>
+  static __device__ __forceinline__ Place of_thread(const Strips& strips) {
+    const int chunk = static_cast<int>(blockIdx.x % strips.chunks), first = chunk * strips.lanes * V;
+    const int thread = static_cast<int>(threadIdx.x);
+    return {chunk, first, first + thread % strips.lanes * V, thread / strips.lanes};
+  }
+};
+
+// Strip `column` of a row of slots.
 template <int R>
-__device__ __forceinline__ void place_strip(const Gather& gather, int strips_of_class, int row, int64_t column,
-                                            Strip& strip) {
-  const int first = static_cast<int>(column % strips_of_class) * R;
-  strip.y = gather.y.output(row);
-  strip.x = static_cast<int>(column / strips_of_class) + first * gather.x.classes;
-  const int left = strip.x < gather.x.outputs ? (gather.x.outputs - 1 - strip.x) / gather.x.classes + 1 : 0;
-  const int until_end = left < gather.x.length - first ? left : gather.x.length - first;
-  strip.count = strip.y < gather.y.outputs ? (until_end < R ? until_end : R) : 0;
+__device__ __forceinline__ Strip strip_at(const Gather& gather, const Strips& strips, int64_t image, int row,
+                                          int64_t column, int channel) {
+  const int first = static_cast<int>(column % strips.of_class) * R;
+  const int y = gather.y.output(row), x = static_cast<int>(column / strips.of_class) + first * gather.x.classes;
+  const int left = x < gather.x.outputs ? (gather.x.outputs - 1 - x) / gather.x.classes + 1 : 0;
+  const int of_class = min(left, gather.x.length - first);
+  return {image, y, x, y < gather.y.outputs ? min(of_class, R) : 0, channel};
 }
 
-// The weights of a block's channels into shared memory, [K · K][lanes · V], in the order in which taps are read.
-template <class T, int V, int K>
-__device__ __forceinline__ void load_weights(const Gather& gather, const T* weight, int first_channel, int lanes,
+// The weights of a block's channels into shared memory, [K · K][width], in the order in which taps are read.
+template <class T, int K>
+__device__ __forceinline__ void load_weights(const Gather& gather, const T* weight, int first_channel, int width,
                                              Accumulator<T>* shared) {
-  const int taps = gather.kernel * gather.kernel, width = lanes * V;
+  const int taps = gather.kernel * gather.kernel;
   for (int n = threadIdx.x; n < width * K * K; n += kBlockThreads) {
     const int channel = first_channel + n / (K * K), tap = n % (K * K);
     const int from = K == 1 ? gather.y.first * gather.kernel + gather.x.first : tap;
@@ -43,18 +54,22 @@ __device__ __forceinline__ void load_weights(const Gather& gather, const T* weig
   }
 }
 
-// Source pixels x0 + j · dilation of a row, all of which outputs of the strip share.
+// Whether a position is a pixel of the source, and which one.
+__device__ __forceinline__ bool source_pixel(const GatherAxis& axis, int position, int& pixel) {
+  pixel = axis.divisor == 1 ? position : position / 2;  // strides are 1 or 2
+  return static_cast<unsigned>(position) < static_cast<unsigned>(axis.end) && (axis.divisor == 1 || position % 2 == 0);
+}
+
+// The pixels at positions first + j · dilation of a row, for j below `count`; zero where there is none.
 template <class T, int V, int N>
 __device__ __forceinline__ void load_row(const GatherAxis& x, const T* row, int64_t pixel_stride, bool live, int first,
-                                         Packet<T, V> (&packets)[N]) {
+                                         int count, Packet<T, V> (&packets)[N]) {
 #pragma unroll
   for (int j = 0; j < N; ++j) {
-    int at = first + j * x.dilation;
-    const bool inside =
-        live && static_cast<unsigned>(at) < static_cast<unsigned>(x.end) && (x.divisor == 1 || at % 2 == 0);
-    if (x.divisor > 1) at /= 2;
+    int pixel;
+    const bool inside = source_pixel(x, first + j * x.dilation, pixel);
     packets[j] = Packet<T, V>{};
-    if (inside) packets[j] = Packet<T, V>::load(row + at * pixel_stride);
+    if (live && inside && j < count) packets[j] = Packet<T, V>::load(row + pixel * pixel_stride);
   }
 }
 
@@ -73,14 +88,12 @@ __device__ __forceinline__ void gather_strip(const Gather& gather, const ImageVi
     for (int v = 0; v < V; ++v) sums[r][v] = A(0);
 #pragma unroll(K <= 3 ? K : 1)
   for (int i = 0; i < K; ++i) {
-    int y = strip.y * gather.y.step + gather.y.origin + i * gather.y.dilation;
-    const bool live =
-        static_cast<unsigned>(y) < static_cast<unsigned>(gather.y.end) && (gather.y.divisor == 1 || y % 2 == 0);
+    int y;
+    const bool live = source_pixel(gather.y, strip.y * gather.y.step + gather.y.origin + i * gather.y.dilation, y);
     if (K > 3 && !live) continue;
-    if (gather.y.divisor > 1) y /= 2;
     Packet<T, V> row[R + K - 1];
     load_row<T, V, R + K - 1>(gather.x, image + static_cast<int64_t>(y) * gather.source_width * source.pixel_stride,
-                              source.pixel_stride, live, first, row);
+                              source.pixel_stride, live, first, R + K - 1, row);
     A w[K][V];
 #pragma unroll
     for (int j = 0; j < K; ++j)
@@ -97,6 +110,32 @@ __device__ __forceinline__ void gather_strip(const Gather& gather, const ImageVi
       }
     }
   }
+}
+
+// Whether threads take strips: one output each where neighbours share no taps, or there are too few of them.
+template <class T, int V, int K>
+constexpr bool has_strips = K > 1 && V > 1 && sizeof(T) < 8;
+
+inline bool shares_taps(const Gather& gather) { return gather.x.shares_taps() && gather.x.length > 2; }
+
+// Calls start(packet, kernel, gather) with the sizes of packets and of the kernel as constants; a kernel that has but
+// one live tap is one of size 1.
+template <class T, int V, class Start>
+void choose_size(Gather gather, Start start) {
+  using Packet = std::integral_constant<int, V>;
+  if (gather.one_tap()) {
+    gather.y = gather.y.first_tap_alone();
+    gather.x = gather.x.first_tap_alone();
+    return start(Packet{}, std::integral_constant<int, 1>{}, gather);
+  }
+  if (gather.kernel == 3) return start(Packet{}, std::integral_constant<int, 3>{}, gather);
+  if (gather.kernel == 5) return start(Packet{}, std::integral_constant<int, 5>{}, gather);
+  start(Packet{}, std::integral_constant<int, 7>{}, gather);
+}
+
+template <class T, class Start>
+void choose_kernel(const Gather& gather, bool packets, Start start) {
+  packets ? choose_size<T, kPacketChannels<T>>(gather, start) : choose_size<T, 1>(gather, start);
 }
 
 }  // namespace densecrf::cuda

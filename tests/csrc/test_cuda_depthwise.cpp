@@ -105,10 +105,69 @@ void check_input_gradient(const DepthwiseShape& shape) {
 }
 
 template <class T>
+void check_weight_gradient(const DepthwiseShape& shape, Activation pre) {
+  using A = cuda::Accumulator<T>;
+  const int64_t channels = shape.channels, in = shape.batch * shape.pixels(), out = shape.batch * shape.out_pixels();
+  const auto grad = random_numbers<T>(out * channels, 1), input = random_numbers<T>(in * channels, 2);
+  const auto got = same_bits<T>(channels * shape.taps(), [&](T* to) {
+    std::vector<A> workspace(static_cast<size_t>(cuda::weight_gradient_workspace<T>(shape)), A(NAN));
+    cuda::depthwise_weight_gradient(shape, pixels_view<const T>(grad.data(), shape.out_pixels(), channels),
+                                    pixels_view<const T>(input.data(), shape.pixels(), channels), pre, to,
+                                    workspace.data(), {});
+  });
+  Values sums(channels * shape.taps());
+  for (int64_t b = 0; b < shape.batch; ++b)
+    for_taps(shape, [&](int64_t to, int tap, int64_t from) {
+      for (int64_t c = 0; c < channels; ++c)
+        sums.add(c * shape.taps() + tap, number(grad[(b * shape.out_pixels() + to) * channels + c]) *
+                                             activate(number(input[(b * shape.pixels() + from) * channels + c]), pre));
+    });
+  check_close(got, sums, static_cast<double>(out));
+}
+
+template <class T>
+void check_moments(const DepthwiseShape& shape, Activation pre) {
+  using A = cuda::Accumulator<T>;
+  const int64_t channels = shape.channels, in = shape.batch * shape.pixels(), out = shape.batch * shape.out_pixels();
+  auto input = random_numbers<T>(in * channels, 1);
+  const auto weight = random_numbers<T>(channels * shape.taps(), 2);
+  for (T& x : input) x = stored<T>(number(x) + 8);  // so that the mean is far from zero
+  const auto got = same_bits<A>(2 * channels, [&](A* to) {
+    const cuda::DepthwiseProblem<T> problem{shape, pixels_view<const T>(input.data(), shape.pixels(), channels),
+                                            weight.data(), pre};
+    std::vector<A> workspace(static_cast<size_t>(cuda::moments_workspace<T>(shape)), A(NAN));
+    cuda::depthwise_moments(problem, to, to + channels, workspace.data(), {});
+  });
+  Values sums(out * channels);
+  for (int64_t b = 0; b < shape.batch; ++b)
+    for_taps(shape, [&](int64_t to, int tap, int64_t from) {
+      for (int64_t c = 0; c < channels; ++c)
+        sums.add((b * shape.out_pixels() + to) * channels + c,
+                 number(weight[c * shape.taps() + tap]) *
+                     activate(number(input[(b * shape.pixels() + from) * channels + c]), pre));
+    });
+  for (int64_t c = 0; c < channels; ++c) {
+    double mean = 0, variance = 0, size = 0;
+    for (int64_t n = c; n < out * channels; n += channels) {
+      mean += sums.sums[n] / static_cast<double>(out);
+      size = std::fmax(size, sums.sizes[n]);
+    }
+    for (int64_t n = c; n < out * channels; n += channels)
+      variance += (sums.sums[n] - mean) * (sums.sums[n] - mean) / static_cast<double>(out);
+    // each number is off by the roundings of its terms, and the mean by one more wherever sets of numbers are joined
+    const double error = static_cast<double>(shape.taps() + out) * kRounding<A> * size;
+    CHECK(std::fabs(got[c] - mean) <= error);
+    CHECK(std::fabs(got[channels + c] - variance) <= 4 * error * (std::sqrt(variance) + error));
+  }
+}
+
+template <class T>
 void check_shape(const DepthwiseShape& shape, Activation pre = Activation::none,
                  Activation activation = Activation::none, bool affine = false, int64_t more = 0) {
   check_forward<T>(shape, pre, activation, affine, shape.channels + more);
   check_input_gradient<T>(shape);
+  check_weight_gradient<T>(shape, pre);
+  check_moments<T>(shape, pre);
 }
 
 template <class T>
