@@ -67,6 +67,19 @@ inline int multiprocessors() {
 #endif
 }
 
+// 10 · major + minor of the current device.
+inline int compute_capability() {
+#if defined(DENSECRF_EMULATED)
+  return 80;
+#else
+  int device = 0, major = 0, minor = 0;
+  check_cuda(cudaGetDevice(&device), "current device");
+  check_cuda(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "compute capability");
+  check_cuda(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device), "compute capability");
+  return 10 * major + minor;
+#endif
+}
+
 // Blocks for `count` threads' worth of work where each thread strides on until the work is done: enough to fill the
 // device, because how much work there is may be known to the device alone.
 inline int64_t striding_blocks(int64_t count) {

@@ -8,6 +8,7 @@
 #include "atomics.h"
 #include "emulator.h"
 #include "intrinsics.h"
+#include "tensor_core.h"
 #include "vectors.h"
 #include "warp.h"
 
