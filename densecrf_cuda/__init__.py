@@ -1,4 +1,4 @@
-"""Dense CRFs for PyTorch: the permutohedral lattice and mean field as operators, differentiable in everything."""
+"""Dense CRFs and atrous separable convolutions for PyTorch, as operators that are differentiable in everything."""
 
 from ._library import HAS_EXTENSION
 from ._version import __version__
@@ -14,6 +14,7 @@ from .lattice_cache import clear_lattice_cache
 from .loss import CRFLoss, crf_loss
 from .memory import MemoryPlan
 from .potentials import Bilateral, Features, Gaussian
+from .separable_conv_ops import atrous_separable_conv2d, separable_conv_decompositions
 from .steps import InferenceStep
 from .unary import unary_from_labels, unary_from_logits, unary_from_probabilities, unary_from_scribbles
 
@@ -32,6 +33,7 @@ __all__ = [
     "Lattice",
     "MemoryPlan",
     "__version__",
+    "atrous_separable_conv2d",
     "clear_lattice_cache",
     "crf_loss",
     "dense_attention_filter",
@@ -41,6 +43,7 @@ __all__ = [
     "memory_plans",
     "no_sync",
     "permutohedral_filter",
+    "separable_conv_decompositions",
     "unary_from_labels",
     "unary_from_logits",
     "unary_from_probabilities",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from .build import check_device
@@ -21,6 +22,11 @@ class Geometry(NamedTuple):
     stride: Sequence[int]  # (vertical, horizontal)
     padding: Sequence[int]  # (left, right, top, bottom)
     dilation: Sequence[int]  # (vertical, horizontal)
+
+
+def layout_of(tensor: Tensor) -> torch.memory_format:
+    """The layout of results: channels_last or contiguous, whichever the strides of the image come closer to."""
+    return torch._prims_common.suggest_memory_format(tensor)
 
 
 def check_activation(name: str, value: str) -> None:
@@ -197,7 +203,7 @@ def _may_overlap(a: Tensor, b: Tensor) -> bool:
         axes = zip(tensor.shape, tensor.stride(), strict=True)
         return (1 + sum((size - 1) * stride for size, stride in axes)) * tensor.element_size()
 
-    if a.numel() == 0 or b.numel() == 0 or a.untyped_storage().data_ptr() != b.untyped_storage().data_ptr():
+    if a.numel() == 0 or b.numel() == 0 or a.untyped_storage()._cdata != b.untyped_storage()._cdata:
         return False
     shift = a.storage_offset() * a.element_size() - b.storage_offset() * b.element_size()
     if shift >= span(b) or -shift >= span(a):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.grad import conv2d_input, conv2d_weight
 
 from .separable_checks import (
     Geometry,
@@ -16,6 +17,7 @@ from .separable_checks import (
     check_out,
     check_separable,
     check_weight_gradient,
+    layout_of,
 )
 
 
@@ -23,7 +25,6 @@ def atrous_separable_conv2d(
     input: Tensor,
     depthwise_weight: Tensor,
     pointwise_weight: Tensor,
-    *,
     stride: Sequence[int] = (1, 1),
     padding: Sequence[int] = (0, 0, 0, 0),
     dilation: Sequence[int] = (1, 1),
@@ -35,6 +36,7 @@ def atrous_separable_conv2d(
     shift: Tensor | None = None,
     activation: str = "none",
     residual: Tensor | None = None,
+    *,
     out: Tensor | None = None,
 ) -> Tensor:
     """y = act(scale · P v + shift + residual), v = depthwise act(depthwise scale · D pre(x) + depthwise shift).
@@ -136,9 +138,7 @@ def _depthwise_conv2d_input_gradient(
     rows, columns = input_size
     padded = (*grad.shape[:2], rows + top + bottom, columns + left + right)
     channels = grad.shape[1]
-    whole = torch.nn.grad.conv2d_input(
-        padded, _widen(weight), _widen(grad), stride=stride, dilation=dilation, groups=channels
-    )
+    whole = conv2d_input(padded, _widen(weight), _widen(grad), stride=stride, dilation=dilation, groups=channels)
     return _as_given(whole[:, :, top : top + rows, left : left + columns], grad)
 
 
@@ -161,7 +161,7 @@ def _depthwise_conv2d_weight_gradient(
     check_weight_gradient(grad, input, kernel_size, Geometry(stride, padding, dilation), pre_activation)
     channels = input.shape[1]
     padded = F.pad(activate(_widen(input), pre_activation), list(padding))
-    result = torch.nn.grad.conv2d_weight(
+    result = conv2d_weight(
         padded, (channels, 1, *kernel_size), _widen(grad), stride=stride, dilation=dilation, groups=channels
     )
     return result.to(input.dtype, memory_format=torch.contiguous_format).contiguous()
@@ -196,7 +196,9 @@ def activate(x: Tensor, activation: str) -> Tensor:
         >>> activate(torch.tensor([-1.0, 3.0, 7.0]), "relu6")
         tensor([0., 3., 6.])
     """
-    return {"none": lambda x: x, "relu": F.relu, "relu6": F.relu6}[activation](x)
+    if activation == "relu":
+        return F.relu(x)
+    return F.relu6(x) if activation == "relu6" else x
 
 
 def _widen(tensor: Tensor) -> Tensor:
@@ -228,5 +230,4 @@ def _finish(x: Tensor, scale: Tensor | None, shift: Tensor | None, residual: Ten
 
 def _as_given(result: Tensor, given: Tensor) -> Tensor:
     """In the dtype and layout of the tensor given."""
-    layout = torch._prims_common.suggest_memory_format(given)
-    return result.to(given.dtype).contiguous(memory_format=layout)
+    return result.to(given.dtype).contiguous(memory_format=layout_of(given))
