@@ -201,7 +201,7 @@ class DenseCRF(nn.Module):
             tensor(-6., dtype=torch.float64)
         """
         problem, terms = self._read(unary, image)
-        with torch.autocast(problem.device.type, enabled=False):
+        with problem.full_precision():
             return label_energy(problem, terms, read_labels(labels, problem)).reshape(problem.batch_shape)
 
     def map(self, unary: Tensor, image: Tensor | None = None, *, iterations: int | None = None) -> Tensor:
@@ -260,8 +260,7 @@ class DenseCRF(nn.Module):
         output = self.output if output is None else parse_output(output)
         iterations = self.iterations if iterations is None else whole_number("iterations", iterations, 0)
         problem = read_problem(unary, image, self.num_classes, self.kernels, self.spatial_dims)
-        # Energies keep their precision: autocast would run a compatibility matrix in half.
-        with torch.autocast(problem.device.type, enabled=False):
+        with problem.full_precision():
             run = self._infer if self.max_memory is None else partial(infer_within, self)
             result, reports = run(problem, output, iterations)
         shape = (*problem.batch_shape, *(() if output == "labels" else (self.num_classes,)), *problem.grid)
@@ -304,7 +303,7 @@ class DenseCRF(nn.Module):
         self._status.raise_if_known()
         problem = read_problem(unary, image, self.num_classes, self.kernels, self.spatial_dims)
         problem.check_unary()
-        with torch.autocast(problem.device.type, enabled=False):
+        with problem.full_precision():
             terms = self._terms(problem)
         watch(self._status, [*(report for term in terms for report in term.reports), *problem.report_unary()])
         return problem, terms

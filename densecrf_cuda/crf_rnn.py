@@ -127,8 +127,7 @@ class CRFRNN(nn.Module):
         problem = read_problem(logits, image, self.num_classes, self._messages(), None, name="logits")
         _check_logits(logits)
         problem.unary = -problem.unary
-        # Energies keep their precision: autocast would multiply the matrices in half.
-        with torch.autocast(problem.device.type, enabled=False):
+        with problem.full_precision():
             result, reports = self._infer(problem, iterations)
         watch(self._status, reports)
         return result.reshape(logits.shape)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +43,12 @@ class Problem:
     def device(self) -> torch.device:
         """Where it is computed."""
         return self.unary.device
+
+    def full_precision(self) -> AbstractContextManager[Any]:
+        """What keeps autocast out: it would run a compatibility matrix, of energies, in half."""
+        if self.device.type == "meta":  # which has no autocast
+            return nullcontext()
+        return torch.autocast(self.device.type, enabled=False)
 
     def require_image(self, kernel: Callable[[], str]) -> Tensor:
         """The image [B, G, N], for a kernel that filters over it; what that is called only an error needs to know."""

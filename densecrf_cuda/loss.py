@@ -115,7 +115,7 @@ class CRFLoss(nn.Module):
         problem = read_problem(probabilities, image, channels, self._terms(), dims, name="probabilities")
         _check_range("probabilities", probabilities, 1.0)
         share = None if mask is None else _read_mask(mask, problem)
-        with torch.autocast(problem.device.type, enabled=False):
+        with problem.full_precision():
             s = problem.unary.to(problem.dtype).transpose(1, 2)
             if channels == 1:
                 s = torch.cat([1 - s, s], 2)

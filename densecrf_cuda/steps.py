@@ -42,7 +42,7 @@ class InferenceStep:
     @cached_property
     def _parts(self) -> tuple[Tensor, Tensor, Tensor]:
         """<U, Q>, Σ_k <Q, compat_k(filter_k Q)> and the entropy."""
-        with torch.autocast(self._problem.device.type, enabled=False):
+        with self._problem.full_precision():
             parts = (
                 unary_product(self._problem.unary, self._q),
                 pairwise_product(self._terms, self._q),
@@ -95,7 +95,7 @@ def iterate(
         moving = None
         for iteration in range(iterations + 1):
             # The caller's own settings are back in force while he has the step.
-            with torch.autocast(problem.device.type, enabled=False), torch.set_grad_enabled(grad):
+            with problem.full_precision(), torch.set_grad_enabled(grad):
                 if iteration == 0:
                     method = make(negative_unary(problem.unary), terms)
                     state = method.start()
