@@ -1,4 +1,5 @@
-// The depthwise convolution on the CPU.
+// The depthwise convolution on the CPU. Where channels are last its loops run over channels, otherwise over pixels, row
+// ends or not; the border is in what is read and not in what is tested, so that a dilation costs nothing.
 #pragma once
 
 #include "../separable_conv.h"
@@ -14,5 +15,9 @@ struct DepthwiseProblem {
   Activation pre;
   Affine<T> affine;
 };
+
+// out = activation(scale · (D pre(input)) + shift)
+template <class T>
+void depthwise_forward(const DepthwiseProblem<T>& problem, const ImageView<T>& out, const Pool& pool);
 
 }  // namespace densecrf

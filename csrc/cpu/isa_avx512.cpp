@@ -3,9 +3,11 @@
 #include <cmath>
 #include <limits>
 #include <type_traits>
+#include <utility>
 
 #include "depthwise_gradient_kernels.h"
 #include "kernels.h"
+#include "separable_kernels.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -25,6 +27,8 @@
 #include "kernels_impl.h"
 #include "kernels_simd.h"
 #include "depthwise_gradient_kernels_impl.h"
+#include "depthwise_forward_impl.h"
+#include "pointwise_impl.h"
 
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -3,9 +3,11 @@
 #include <cmath>
 #include <limits>
 #include <type_traits>
+#include <utility>
 
 #include "depthwise_gradient_kernels.h"
 #include "kernels.h"
+#include "separable_kernels.h"
 
 #define DENSECRF_ISA baseline
 #define DENSECRF_VECTOR_BYTES 32
@@ -14,3 +16,5 @@
 #include "kernels_impl.h"
 #include "kernels_simd.h"
 #include "depthwise_gradient_kernels_impl.h"
+#include "depthwise_forward_impl.h"
+#include "pointwise_impl.h"
