@@ -14,6 +14,7 @@ from .lattice_cache import clear_lattice_cache
 from .loss import CRFLoss, crf_loss
 from .memory import MemoryPlan
 from .potentials import Bilateral, Features, Gaussian
+from .separable_conv import AtrousSeparableConv2d
 from .separable_conv_ops import atrous_separable_conv2d, separable_conv_decompositions
 from .steps import InferenceStep
 from .unary import unary_from_labels, unary_from_logits, unary_from_probabilities, unary_from_scribbles
@@ -21,6 +22,7 @@ from .unary import unary_from_labels, unary_from_logits, unary_from_probabilitie
 __all__ = [
     "CRFRNN",
     "HAS_EXTENSION",
+    "AtrousSeparableConv2d",
     "Bilateral",
     "CRFLoss",
     "DenseCRF",
