@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.amp.autocast_mode import is_autocast_available
 
 from . import _library  # noqa: F401  registers the operators
 from . import separable_conv_gradients as gradients
@@ -163,7 +162,8 @@ def _sides(padding: int | Sequence[int] | str, dilation: Sequence[int], weight: 
 
 
 def _autocast_dtype(device_type: str) -> torch.dtype | None:
-    if is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+    # torch.compile cannot trace is_autocast_available, which is false of the meta device alone
+    if device_type != "meta" and torch.is_autocast_enabled(device_type):
         return torch.get_autocast_dtype(device_type)
     return None
 
