@@ -2,13 +2,23 @@
 // they change places. Compiled for each type in a file of its own.
 #pragma once
 
+#include "../separable_conv_path.h"
 #include "separable_fused_finish.cuh"
 #include "separable_fused_produce.cuh"
 
 namespace densecrf::cuda {
 
+// Shared memory of the oldest GPUs has room for one block anyway.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+template <class Tile>
+constexpr int kFusedBlocks = 1;
+#else
+template <class Tile>
+constexpr int kFusedBlocks = Tile::blocks;
+#endif
+
 template <class T, class Tile, bool WholePackets, class Product>
-__global__ void __launch_bounds__(kBlockThreads, Tile::blocks) separable_kernel(FusedProblem<T> problem) {
+__global__ void __launch_bounds__(kBlockThreads, kFusedBlocks<Tile>) separable_kernel(FusedProblem<T> problem) {
   DENSECRF_DYNAMIC_SHARED(char, bytes);
   const FusedMemory<T, Tile> memory(bytes, problem.y.live_taps * problem.x.live_taps);
   // outputs of the same pixels go to neighbouring blocks, which read the same inputs
@@ -86,14 +96,19 @@ void start_fused(FusedProblem<T> problem, cudaStream_t stream) {
     launch(separable_kernel<T, Tile, false, Product>, grid, stream, problem);
 }
 
-// Calls start(tile) for the tile that suits the outputs: as wide as they are, so that as few blocks as possible compute
-// the same depthwise stage again, and lower where there would be fewer blocks than multiprocessors.
+// Calls start(tile) for the tile that suits the outputs, the lower one where there would be fewer blocks than
+// multiprocessors.
 template <class T, class Start>
 void with_tensor_tile(const FusedProblem<T>& problem, Start start) {
   const int64_t outputs = problem.separable.out_channels;
-  if (outputs <= 32) return start(FusedTile<128, 32, 8, 3>{});
-  if (outputs <= 64) return start(FusedTile<128, 64, 4, 2>{});
-  if (outputs <= 128) return start(FusedTile<128, 128, 4, 2>{});
+  switch (fused_tile_outputs(outputs)) {
+    case 32:
+      return start(FusedTile<128, 32, 8, 3>{});
+    case 64:
+      return start(FusedTile<128, 64, 4, 2>{});
+    case 128:
+      return start(FusedTile<128, 128, 4, 2>{});
+  }
   if (ceil_div(problem.pixels, 128) * ceil_div(outputs, 256) < multiprocessors())
     return start(FusedTile<64, 256, 2, 2>{});
   start(FusedTile<128, 256, 2, 1>{});
