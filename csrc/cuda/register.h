@@ -7,5 +7,6 @@ namespace densecrf {
 
 void register_lattice(torch::Library& library);
 void register_mean_field(torch::Library& library);
+void register_separable_conv(torch::Library& library);
 
 }  // namespace densecrf

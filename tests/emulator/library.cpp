@@ -30,6 +30,7 @@ EXPORT void densecrf_emulator_enable(int on) {
                                              __LINE__);
   densecrf::register_lattice(*library);
   densecrf::register_mean_field(*library);
+  densecrf::register_separable_conv(*library);
 }
 
 EXPORT void densecrf_emulator_seed(uint64_t seed) { emulator::set_seed(seed); }

@@ -1,0 +1,153 @@
+// CUDA implementations of the separable convolution and its companions: checks, allocation and dispatch; the work is in
+// depthwise.cu, depthwise_weight_gradient.cu, depthwise_moments.cu and separable_fused.cu.
+
+#include <tuple>
+
+#include "../separable_conv_inputs.h"
+#include "depthwise.h"
+#include "register.h"
+#include "scope.h"
+
+namespace densecrf::cuda {
+namespace {
+
+using at::Tensor;
+
+template <class T>
+struct Numbers {
+  using Type = T;
+};
+
+// Calls function(Numbers<T>{}) for the type that the kernels store images in.
+template <class Function>
+void dispatch_numbers(at::ScalarType type, Function function) {
+  if (type == at::kFloat)
+    function(Numbers<float>{});
+  else if (type == at::kDouble)
+    function(Numbers<double>{});
+  else if (type == at::kHalf)
+    function(Numbers<__half>{});
+  else
+    function(Numbers<__nv_bfloat16>{});
+}
+
+template <class T>
+const T* read(const Tensor& tensor) {
+  return static_cast<const T*>(tensor.const_data_ptr());
+}
+
+template <class T>
+T* written(const Tensor& tensor) {
+  return static_cast<T*>(tensor.mutable_data_ptr());
+}
+
+// An image without gaps in channels_last. The strides of its dimensions of size 1 may be any, so they are not asked.
+template <class T>
+ImageView<T> view_image(T* data, const Tensor& image) {
+  const int64_t channels = image.size(1);
+  return {data, image.size(2) * image.size(3) * channels, channels, 1};
+}
+
+// The kernels read 16 bytes at a time: a tensor that begins between them is copied.
+Tensor aligned(const Tensor& tensor) {
+  const bool fits = reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % 16 == 0;
+  return fits ? tensor : tensor.clone();
+}
+
+void check_sides(const DepthwiseShape& shape) {
+  for (const Pair& size : {shape.size, shape.out_size})
+    TORCH_CHECK_VALUE(size.y <= kMaxSide && size.x <= kMaxSide, "an image must be at most ", kMaxSide,
+                      " pixels high and wide on a GPU, with its padding, got ", size.y, " x ", size.x);
+}
+
+template <class T>
+DepthwiseProblem<T> depthwise_problem(const DepthwiseInputs& inputs, const Tensor& input) {
+  return {inputs.shape, view_image(read<T>(input), input), read<T>(inputs.weight), inputs.pre,
+          inputs.affine.view<Accumulator<T>>()};
+}
+
+Tensor depthwise_conv2d(const Tensor& input, const Tensor& weight, at::IntArrayRef stride, at::IntArrayRef padding,
+                        at::IntArrayRef dilation, c10::string_view pre_activation, const std::optional<Tensor>& scale,
+                        const std::optional<Tensor>& shift, c10::string_view activation) {
+  const DeviceScope scope(input);
+  const DepthwiseInputs inputs = parse_depthwise(input, weight, {stride, padding, dilation}, pre_activation, scale,
+                                                 shift, activation, kCudaKernels);
+  check_sides(inputs.shape);
+  const Tensor out = inputs.empty_output();
+  if (out.numel() > 0)
+    dispatch_numbers(inputs.formats.type, [&](auto numbers) {
+      using T = typename decltype(numbers)::Type;
+      depthwise_forward(depthwise_problem<T>(inputs, inputs.input), view_image(written<T>(out), out), scope.stream());
+    });
+  return inputs.formats.finish(out);
+}
+
+Tensor depthwise_conv2d_input_gradient(const Tensor& grad, const Tensor& weight, at::IntArrayRef input_size,
+                                       at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation) {
+  const DeviceScope scope(grad);
+  const InputGradientInputs inputs =
+      parse_input_gradient(grad, weight, input_size, {stride, padding, dilation}, kCudaKernels);
+  check_sides(inputs.shape);
+  const Tensor out = inputs.empty_result();
+  if (out.numel() > 0)
+    dispatch_numbers(inputs.formats.type, [&](auto numbers) {
+      using T = typename decltype(numbers)::Type;
+      depthwise_input_gradient(inputs.shape, view_image(read<T>(inputs.grad), inputs.grad), read<T>(inputs.weight),
+                               view_image(written<T>(out), out), scope.stream());
+    });
+  return inputs.formats.finish(out);
+}
+
+Tensor depthwise_conv2d_weight_gradient(const Tensor& grad, const Tensor& input, at::IntArrayRef kernel_size,
+                                        at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
+                                        c10::string_view pre_activation) {
+  const DeviceScope scope(input);
+  const WeightGradientInputs inputs =
+      parse_weight_gradient(grad, input, kernel_size, {stride, padding, dilation}, pre_activation, kCudaKernels);
+  const DepthwiseShape& shape = inputs.shape;
+  check_sides(shape);
+  const Tensor out = at::empty({shape.channels, 1, shape.kernel, shape.kernel}, input.options());
+  const Tensor source = aligned(inputs.input), grads = aligned(inputs.grad);
+  dispatch_numbers(inputs.formats.type, [&](auto numbers) {
+    using T = typename decltype(numbers)::Type;
+    using A = Accumulator<T>;
+    const Tensor sums = workspace(weight_gradient_workspace<T>(shape) * static_cast<int64_t>(sizeof(A)), source);
+    depthwise_weight_gradient(shape, view_image(read<T>(grads), grads), view_image(read<T>(source), source), inputs.pre,
+                              written<T>(out), written<A>(sums), scope.stream());
+  });
+  return out;
+}
+
+std::tuple<Tensor, Tensor> depthwise_conv2d_moments(const Tensor& input, const Tensor& weight, at::IntArrayRef stride,
+                                                    at::IntArrayRef padding, at::IntArrayRef dilation,
+                                                    c10::string_view pre_activation) {
+  const DeviceScope scope(input);
+  const DepthwiseInputs inputs =
+      parse_moments(input, weight, {stride, padding, dilation}, pre_activation, kCudaKernels);
+  check_sides(inputs.shape);
+  const Tensor mean = inputs.empty_moment(), variance = inputs.empty_moment();
+  const Tensor source = aligned(inputs.input);
+  dispatch_numbers(inputs.formats.type, [&](auto numbers) {
+    using T = typename decltype(numbers)::Type;
+    using A = Accumulator<T>;
+    const Tensor sums = workspace(moments_workspace<T>(inputs.shape) * static_cast<int64_t>(sizeof(A)), source);
+    depthwise_moments(depthwise_problem<T>(inputs, source), written<A>(mean), written<A>(variance), written<A>(sums),
+                      scope.stream());
+  });
+  return {mean, variance};
+}
+
+}  // namespace
+
+}  // namespace densecrf::cuda
+
+namespace densecrf {
+
+void register_separable_conv(torch::Library& library) {
+  library.impl("_depthwise_conv2d", cuda::depthwise_conv2d);
+  library.impl("_depthwise_conv2d_input_gradient", cuda::depthwise_conv2d_input_gradient);
+  library.impl("_depthwise_conv2d_weight_gradient", cuda::depthwise_conv2d_weight_gradient);
+  library.impl("_depthwise_conv2d_moments", cuda::depthwise_conv2d_moments);
+}
+
+}  // namespace densecrf
