@@ -1,12 +1,15 @@
 // CUDA implementations of the separable convolution and its companions: checks, allocation and dispatch; the work is in
 // depthwise.cu, depthwise_weight_gradient.cu, depthwise_moments.cu and separable_fused.cu.
 
+#include <ATen/ops/mm.h>
+
 #include <tuple>
 
 #include "../separable_conv_inputs.h"
 #include "depthwise.h"
 #include "register.h"
 #include "scope.h"
+#include "separable_fused.h"
 
 namespace densecrf::cuda {
 namespace {
@@ -137,6 +140,46 @@ std::tuple<Tensor, Tensor> depthwise_conv2d_moments(const Tensor& input, const T
   return {mean, variance};
 }
 
+// out = the convolution of the checked inputs; `image` is the view of `out`.
+template <class T>
+void convolve(const SeparableInputs& inputs, const Tensor& out, const ImageView<T>& image, cudaStream_t stream) {
+  using A = Accumulator<T>;
+  const DepthwiseInputs& depthwise = inputs.depthwise;
+  SeparableProblem<T> problem{depthwise_problem<T>(depthwise, depthwise.input),
+                              read<T>(inputs.pointwise),
+                              inputs.out_channels(),
+                              inputs.affine.view<A>(),
+                              {}};
+  if (inputs.residual.defined()) problem.residual = view_image(read<T>(inputs.residual), inputs.residual);
+  const Tensor between = depthwise.empty_output();
+  depthwise_forward(problem.depthwise, view_image(written<T>(between), between), stream);
+  const int64_t pixels = depthwise.shape.batch * depthwise.shape.out_pixels();
+  Tensor product = out.as_strided({pixels, inputs.out_channels()}, {image.pixel_stride, 1});
+  at::mm_out(product, between.as_strided({pixels, depthwise.shape.channels}, {depthwise.shape.channels, 1}),
+             inputs.pointwise.t());
+  finish_pointwise(problem, image, stream);
+}
+
+Tensor atrous_separable_conv2d(const Tensor& input, const Tensor& depthwise_weight, const Tensor& pointwise_weight,
+                               at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
+                               c10::string_view pre_activation, const std::optional<Tensor>& depthwise_scale,
+                               const std::optional<Tensor>& depthwise_shift, c10::string_view depthwise_activation,
+                               const std::optional<Tensor>& scale, const std::optional<Tensor>& shift,
+                               c10::string_view activation, const std::optional<Tensor>& residual) {
+  const DeviceScope scope(input);
+  const SeparableInputs inputs = parse_separable(input, depthwise_weight, pointwise_weight, {stride, padding, dilation},
+                                                 pre_activation, depthwise_scale, depthwise_shift, depthwise_activation,
+                                                 scale, shift, activation, residual, kCudaKernels);
+  check_sides(inputs.depthwise.shape);
+  const Tensor out = inputs.empty_output();
+  if (out.numel() > 0)
+    dispatch_numbers(inputs.depthwise.formats.type, [&](auto numbers) {
+      using T = typename decltype(numbers)::Type;
+      convolve(inputs, out, view_image(written<T>(out), out), scope.stream());
+    });
+  return inputs.depthwise.formats.finish(out);
+}
+
 }  // namespace
 
 }  // namespace densecrf::cuda
@@ -144,6 +187,7 @@ std::tuple<Tensor, Tensor> depthwise_conv2d_moments(const Tensor& input, const T
 namespace densecrf {
 
 void register_separable_conv(torch::Library& library) {
+  library.impl("atrous_separable_conv2d", cuda::atrous_separable_conv2d);
   library.impl("_depthwise_conv2d", cuda::depthwise_conv2d);
   library.impl("_depthwise_conv2d_input_gradient", cuda::depthwise_conv2d_input_gradient);
   library.impl("_depthwise_conv2d_weight_gradient", cuda::depthwise_conv2d_weight_gradient);
