@@ -86,7 +86,7 @@ struct alignas(sizeof(T) * V) Packet {
       words[0] = half_bits(x);
     } else {
       const unsigned bits = half_bits(x);
-      words[i / 2] = i % 2 == 0 ? bits : words[i / 2] | bits << 16;
+      words[i / 2] = i % 2 == 0 ? (words[i / 2] & 0xFFFF0000u) | bits : (words[i / 2] & 0xFFFFu) | bits << 16;
     }
   }
 

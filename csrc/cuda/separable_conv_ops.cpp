@@ -5,7 +5,7 @@
 
 #include <tuple>
 
-#include "../separable_conv_inputs.h"
+#include "../separable_conv_views.h"
 #include "depthwise.h"
 #include "register.h"
 #include "scope.h"
@@ -44,11 +44,14 @@ T* written(const Tensor& tensor) {
   return static_cast<T*>(tensor.mutable_data_ptr());
 }
 
-// An image without gaps in channels_last. The strides of its dimensions of size 1 may be any, so they are not asked.
 template <class T>
-ImageView<T> view_image(T* data, const Tensor& image) {
-  const int64_t channels = image.size(1);
-  return {data, image.size(2) * image.size(3) * channels, channels, 1};
+ImageView<const T> read_image(const Tensor& image) {
+  return image_view<const T>(image, at::MemoryFormat::ChannelsLast);
+}
+
+template <class T>
+ImageView<T> written_image(const Tensor& image) {
+  return image_view<T>(image, at::MemoryFormat::ChannelsLast);
 }
 
 // The kernels read 16 bytes at a time: a tensor that begins between them is copied.
@@ -65,8 +68,7 @@ void check_sides(const DepthwiseShape& shape) {
 
 template <class T>
 DepthwiseProblem<T> depthwise_problem(const DepthwiseInputs& inputs, const Tensor& input) {
-  return {inputs.shape, view_image(read<T>(input), input), read<T>(inputs.weight), inputs.pre,
-          inputs.affine.view<Accumulator<T>>()};
+  return {inputs.shape, read_image<T>(input), read<T>(inputs.weight), inputs.pre, inputs.affine.view<Accumulator<T>>()};
 }
 
 Tensor depthwise_conv2d(const Tensor& input, const Tensor& weight, at::IntArrayRef stride, at::IntArrayRef padding,
@@ -80,7 +82,7 @@ Tensor depthwise_conv2d(const Tensor& input, const Tensor& weight, at::IntArrayR
   if (out.numel() > 0)
     dispatch_numbers(inputs.formats.type, [&](auto numbers) {
       using T = typename decltype(numbers)::Type;
-      depthwise_forward(depthwise_problem<T>(inputs, inputs.input), view_image(written<T>(out), out), scope.stream());
+      depthwise_forward(depthwise_problem<T>(inputs, inputs.input), written_image<T>(out), scope.stream());
     });
   return inputs.formats.finish(out);
 }
@@ -95,8 +97,8 @@ Tensor depthwise_conv2d_input_gradient(const Tensor& grad, const Tensor& weight,
   if (out.numel() > 0)
     dispatch_numbers(inputs.formats.type, [&](auto numbers) {
       using T = typename decltype(numbers)::Type;
-      depthwise_input_gradient(inputs.shape, view_image(read<T>(inputs.grad), inputs.grad), read<T>(inputs.weight),
-                               view_image(written<T>(out), out), scope.stream());
+      depthwise_input_gradient(inputs.shape, read_image<T>(inputs.grad), read<T>(inputs.weight), written_image<T>(out),
+                               scope.stream());
     });
   return inputs.formats.finish(out);
 }
@@ -115,8 +117,8 @@ Tensor depthwise_conv2d_weight_gradient(const Tensor& grad, const Tensor& input,
     using T = typename decltype(numbers)::Type;
     using A = Accumulator<T>;
     const Tensor sums = workspace(weight_gradient_workspace<T>(shape) * static_cast<int64_t>(sizeof(A)), source);
-    depthwise_weight_gradient(shape, view_image(read<T>(grads), grads), view_image(read<T>(source), source), inputs.pre,
-                              written<T>(out), written<A>(sums), scope.stream());
+    depthwise_weight_gradient(shape, read_image<T>(grads), read_image<T>(source), inputs.pre, written<T>(out),
+                              written<A>(sums), scope.stream());
   });
   return out;
 }
@@ -140,24 +142,37 @@ std::tuple<Tensor, Tensor> depthwise_conv2d_moments(const Tensor& input, const T
   return {mean, variance};
 }
 
-// out = the convolution of the checked inputs; `image` is the view of `out`.
+// How far apart the rows are if the pixels of all images, in channels_last, are the rows of one matrix, else 0.
+int64_t row_stride(const Tensor& image) {
+  if (!is_addressable(image, at::MemoryFormat::ChannelsLast)) return 0;
+  const int64_t pixels = image.size(2) * image.size(3);
+  const int64_t stride = pixels == 1 ? image.stride(0) : image.stride(image.size(3) > 1 ? 3 : 2);
+  if (image.size(0) == 1) return pixels == 1 ? image.size(1) : stride;
+  return image.stride(0) == pixels * stride ? stride : 0;
+}
+
+// `out` is such a matrix.
 template <class T>
-void convolve(const SeparableInputs& inputs, const Tensor& out, const ImageView<T>& image, cudaStream_t stream) {
-  using A = Accumulator<T>;
+void convolve(const SeparableInputs& inputs, const Tensor& out, cudaStream_t stream) {
   const DepthwiseInputs& depthwise = inputs.depthwise;
   SeparableProblem<T> problem{depthwise_problem<T>(depthwise, depthwise.input),
                               read<T>(inputs.pointwise),
                               inputs.out_channels(),
-                              inputs.affine.view<A>(),
+                              inputs.affine.view<Accumulator<T>>(),
                               {}};
-  if (inputs.residual.defined()) problem.residual = view_image(read<T>(inputs.residual), inputs.residual);
+  if (inputs.residual.defined()) problem.residual = read_image<T>(inputs.residual);
   const Tensor between = depthwise.empty_output();
-  depthwise_forward(problem.depthwise, view_image(written<T>(between), between), stream);
-  const int64_t pixels = depthwise.shape.batch * depthwise.shape.out_pixels();
-  Tensor product = out.as_strided({pixels, inputs.out_channels()}, {image.pixel_stride, 1});
-  at::mm_out(product, between.as_strided({pixels, depthwise.shape.channels}, {depthwise.shape.channels, 1}),
-             inputs.pointwise.t());
-  finish_pointwise(problem, image, stream);
+  depthwise_forward(problem.depthwise, written_image<T>(between), stream);
+  const int64_t channels = depthwise.shape.channels, pixels = depthwise.shape.batch * depthwise.shape.out_pixels();
+  Tensor product = out.as_strided({pixels, inputs.out_channels()}, {row_stride(out), 1});
+  at::mm_out(product, between.as_strided({pixels, channels}, {channels, 1}), inputs.pointwise.t());
+  finish_pointwise(problem, written_image<T>(out), stream);
+}
+
+void convolve(const SeparableInputs& inputs, const Tensor& out, cudaStream_t stream) {
+  if (out.numel() == 0) return;
+  dispatch_numbers(inputs.depthwise.formats.type,
+                   [&](auto numbers) { convolve<typename decltype(numbers)::Type>(inputs, out, stream); });
 }
 
 Tensor atrous_separable_conv2d(const Tensor& input, const Tensor& depthwise_weight, const Tensor& pointwise_weight,
@@ -172,12 +187,33 @@ Tensor atrous_separable_conv2d(const Tensor& input, const Tensor& depthwise_weig
                                                  scale, shift, activation, residual, kCudaKernels);
   check_sides(inputs.depthwise.shape);
   const Tensor out = inputs.empty_output();
-  if (out.numel() > 0)
-    dispatch_numbers(inputs.depthwise.formats.type, [&](auto numbers) {
-      using T = typename decltype(numbers)::Type;
-      convolve(inputs, out, view_image(written<T>(out), out), scope.stream());
-    });
+  convolve(inputs, out, scope.stream());
   return inputs.depthwise.formats.finish(out);
+}
+
+Tensor& atrous_separable_conv2d_out(const Tensor& input, const Tensor& depthwise_weight, const Tensor& pointwise_weight,
+                                    at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
+                                    c10::string_view pre_activation, const std::optional<Tensor>& depthwise_scale,
+                                    const std::optional<Tensor>& depthwise_shift, c10::string_view depthwise_activation,
+                                    const std::optional<Tensor>& scale, const std::optional<Tensor>& shift,
+                                    c10::string_view activation, const std::optional<Tensor>& residual, Tensor& out) {
+  const DeviceScope scope(input);
+  const SeparableInputs inputs = parse_separable(input, depthwise_weight, pointwise_weight, {stride, padding, dilation},
+                                                 pre_activation, depthwise_scale, depthwise_shift, depthwise_activation,
+                                                 scale, shift, activation, residual, kCudaKernels);
+  const auto given = [](const std::optional<Tensor>& tensor) { return tensor.value_or(Tensor()); };
+  check_out(out, inputs, input,
+            {input, depthwise_weight, pointwise_weight, given(depthwise_scale), given(depthwise_shift), given(scale),
+             given(shift), given(residual)});
+  check_sides(inputs.depthwise.shape);
+  if (row_stride(out) > 0) {
+    convolve(inputs, out, scope.stream());
+  } else {
+    const Tensor result = inputs.empty_output();
+    convolve(inputs, result, scope.stream());
+    out.copy_(result);
+  }
+  return out;
 }
 
 }  // namespace
@@ -188,6 +224,7 @@ namespace densecrf {
 
 void register_separable_conv(torch::Library& library) {
   library.impl("atrous_separable_conv2d", cuda::atrous_separable_conv2d);
+  library.impl("atrous_separable_conv2d.out", cuda::atrous_separable_conv2d_out);
   library.impl("_depthwise_conv2d", cuda::depthwise_conv2d);
   library.impl("_depthwise_conv2d_input_gradient", cuda::depthwise_conv2d_input_gradient);
   library.impl("_depthwise_conv2d_weight_gradient", cuda::depthwise_conv2d_weight_gradient);
