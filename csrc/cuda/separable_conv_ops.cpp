@@ -1,10 +1,12 @@
 // CUDA implementations of the separable convolution and its companions: checks, allocation and dispatch; the work is in
 // depthwise.cu, depthwise_weight_gradient.cu, depthwise_moments.cu and separable_fused.cu.
 
+#include <ATen/Context.h>
 #include <ATen/ops/mm.h>
 
 #include <tuple>
 
+#include "../separable_conv_path.h"
 #include "../separable_conv_views.h"
 #include "depthwise.h"
 #include "register.h"
@@ -151,6 +153,14 @@ int64_t row_stride(const Tensor& image) {
   return image.stride(0) == pixels * stride ? stride : 0;
 }
 
+// float32 is multiplied as TF32 where PyTorch's own products may be.
+Arithmetic arithmetic_of(at::ScalarType type) {
+  if (type == at::kHalf) return Arithmetic::half;
+  if (type == at::kBFloat16) return Arithmetic::bfloat16;
+  if (type == at::kDouble) return Arithmetic::exact_double;
+  return at::globalContext().allowTF32CuBLAS() ? Arithmetic::tf32 : Arithmetic::exact_float;
+}
+
 // `out` is such a matrix.
 template <class T>
 void convolve(const SeparableInputs& inputs, const Tensor& out, cudaStream_t stream) {
@@ -161,6 +171,11 @@ void convolve(const SeparableInputs& inputs, const Tensor& out, cudaStream_t str
                               inputs.affine.view<Accumulator<T>>(),
                               {}};
   if (inputs.residual.defined()) problem.residual = read_image<T>(inputs.residual);
+  const Arithmetic arithmetic = arithmetic_of(depthwise.formats.type);
+  const ConvPath path = separable_conv_path(depthwise.shape, problem.out_channels, arithmetic, compute_capability());
+  if (path == ConvPath::fused)
+    return separable_fused(problem, written_image<T>(out),
+                           uses_tensor_cores(arithmetic) ? Multiply::tensor : Multiply::exact, stream);
   const Tensor between = depthwise.empty_output();
   depthwise_forward(problem.depthwise, written_image<T>(between), stream);
   const int64_t channels = depthwise.shape.channels, pixels = depthwise.shape.batch * depthwise.shape.out_pixels();
