@@ -7,6 +7,7 @@ from .crf import DenseCRF
 from .crf_rnn import CRFRNN
 from .dense import dense_attention_filter, dense_filter
 from .fit import FitEpoch, FitResult, evaluate_crf, fit_crf
+from .fuse import fuse
 from .graph import GraphedCRF
 from .large import memory_plans
 from .lattice import Lattice, permutohedral_filter
@@ -42,6 +43,7 @@ __all__ = [
     "dense_filter",
     "evaluate_crf",
     "fit_crf",
+    "fuse",
     "memory_plans",
     "no_sync",
     "permutohedral_filter",

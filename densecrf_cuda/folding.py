@@ -14,6 +14,7 @@ __all__ = [
     "folds",
     "frozen_affine",
     "has_hooks",
+    "is_frozen_batch_norm",
     "normalizes_batch",
     "track_statistics",
     "wide",
@@ -66,10 +67,11 @@ def folds(norm: nn.Module) -> bool:
         together = torch.distributed.is_available() and torch.distributed.is_initialized()
         return type(norm).forward is nn.SyncBatchNorm.forward and not (together and normalizes_batch(norm))
     batch_norm = isinstance(norm, nn.BatchNorm2d) and type(norm).forward is nn.BatchNorm2d.forward
-    return batch_norm or isinstance(norm, ChannelAffine) or _is_frozen_batch_norm(norm)
+    return batch_norm or isinstance(norm, ChannelAffine) or is_frozen_batch_norm(norm)
 
 
-def _is_frozen_batch_norm(norm: nn.Module) -> bool:
+def is_frozen_batch_norm(norm: nn.Module) -> bool:
+    """Whether a norm is the FrozenBatchNorm2d of torchvision or of another library."""
     # Every library of detection has a class of this name, with the buffers of a BatchNorm2d in place of its parameters.
     statistics = {"weight", "bias", "running_mean", "running_var"}
     return type(norm).__name__ == "FrozenBatchNorm2d" and statistics <= norm._buffers.keys() and hasattr(norm, "eps")
