@@ -74,82 +74,95 @@ inline void gather_block(const GatherTap<F>* taps, int live, int64_t source_at, 
     for (int v = 0; v < Vectors; ++v) store(out + p * out_stride + v * Lanes, sum[p][v]);
 }
 
-template <bool Broadcast, class F>
-void gather(const GatherTap<F>* taps, int live, const GatherPanel<F>& panel, Activation activation) {
-  with_activation(activation, [&](auto pre) {
-    for_lanes<F, 2>(panel.length, [&](auto lanes, auto vectors, int64_t at, int64_t) {
-      constexpr int L = decltype(lanes)::value, N = decltype(vectors)::value;
-      constexpr Activation A = decltype(pre)::value;
-      const int64_t from = panel.source_stride, to = panel.out_stride;
-      int64_t p = 0;
-      for (; p + 4 <= panel.count; p += 4)
-        gather_block<L, N, 4, Broadcast, A>(taps, live, p * from + at, from, at, panel.out + p * to + at, to);
-      for (; p < panel.count; ++p)
-        gather_block<L, N, 1, Broadcast, A>(taps, live, p * from + at, from, at, panel.out + p * to + at, to);
-    });
-  });
+// Calls function(lines, first) over [first, count): as many lines at a time as possible, then half as many, ...
+template <int Lines, class Function>
+inline void for_lines(int64_t first, int64_t count, Function function) {
+  for (; first + Lines <= count; first += Lines) function(std::integral_constant<int, Lines>{}, first);
+  if constexpr (Lines > 1) for_lines<Lines / 2>(first, count, function);
 }
 
-// Calls function(taps, number) for the taps in groups that share the loads of the gradient.
-template <class F, class Function>
-inline void for_tap_groups(const CorrelateTap<F>* taps, int live, Function function) {
-  int t = 0;
-  for (; t + 3 <= live; t += 3) function(taps + t, std::integral_constant<int, 3>{});
-  for (; t < live; ++t) function(taps + t, std::integral_constant<int, 1>{});
-}
-
-// The lanes of a panel whose lines are summed: sums[t][v] = sum over lines of grad · pre(source of tap t).
-template <int Taps, int Lanes, int Vectors, Activation pre, class F>
-inline void correlate_block(const CorrelateTap<F>* taps, const CorrelatePanel<F>& panel, int64_t at,
-                            Vector<F, Lanes> (&sum)[Taps][Vectors]) {
-  using V = Vector<F, Lanes>;
-  for (int t = 0; t < Taps; ++t)
-    for (int v = 0; v < Vectors; ++v) sum[t][v] = V{};
-  for (int64_t p = 0; p < panel.count; ++p) {
-    V grad[Vectors];
-    for (int v = 0; v < Vectors; ++v) grad[v] = load<V>(panel.grad + p * panel.grad_stride + at + v * Lanes);
-    for (int t = 0; t < Taps; ++t)
-      for (int v = 0; v < Vectors; ++v) {
-        const V source = load<V>(taps[t].source + p * panel.source_stride + at + v * Lanes);
-        sum[t][v] = multiply_add(grad[v], activated<pre, F>(source), sum[t][v]);
-      }
-  }
-}
-
+// Lines are the outer loop, for memory is then read in its order.
 template <class F>
-void correlate_channels(const CorrelateTap<F>* taps, int live, const CorrelatePanel<F>& panel, Activation activation) {
+void gather_channels(const GatherTap<F>* taps, int live, const GatherPanel<F>& panel, Activation activation) {
   with_activation(activation, [&](auto pre) {
-    for_lanes<F, 2>(panel.length, [&](auto lanes, auto vectors, int64_t at, int64_t fresh) {
-      for_tap_groups(taps, live, [&](const CorrelateTap<F>* group, auto size) {
-        constexpr int L = decltype(lanes)::value, N = decltype(vectors)::value, G = decltype(size)::value;
-        using V = Vector<F, L>;
-        V sum[G][N];
-        correlate_block<G, L, N, decltype(pre)::value>(group, panel, at, sum);
-        for (int t = 0; t < G; ++t) {
-          F* out = group[t].sum + at;
-          if (fresh == L) {
-            for (int v = 0; v < N; ++v) store(out + v * L, load<V>(out + v * L) + sum[t][v]);
-          } else {
-            F last[L];
-            store(last, sum[t][0]);
-            for (int64_t i = L - fresh; i < L; ++i) out[i] += last[i];
-          }
-        }
+    const int64_t from = panel.source_stride, to = panel.out_stride;
+    for_lines<4>(0, panel.count, [&](auto lines, int64_t p) {
+      for_lanes<F, 2>(panel.length, [&](auto lanes, auto vectors, int64_t at, int64_t) {
+        constexpr int P = decltype(lines)::value, L = decltype(lanes)::value, N = decltype(vectors)::value;
+        gather_block<L, N, P, false, decltype(pre)::value>(taps, live, p * from + at, from, at, panel.out + p * to + at,
+                                                           to);
       });
     });
   });
 }
 
+// Lines are the inner loop: rows of one image are short, and all of them stay in the first cache.
+template <class F>
+void gather_columns(const GatherTap<F>* taps, int live, const GatherPanel<F>& panel, Activation activation) {
+  with_activation(activation, [&](auto pre) {
+    const int64_t from = panel.source_stride, to = panel.out_stride;
+    for_lanes<F, 2>(panel.length, [&](auto lanes, auto vectors, int64_t at, int64_t) {
+      for_lines<4>(0, panel.count, [&](auto lines, int64_t p) {
+        constexpr int P = decltype(lines)::value, L = decltype(lanes)::value, N = decltype(vectors)::value;
+        gather_block<L, N, P, true, decltype(pre)::value>(taps, live, p * from + at, from, at, panel.out + p * to + at,
+                                                          to);
+      });
+    });
+  });
+}
+
+// Calls add(t, sum over a few lines of grad · pre(source of tap t)) for each tap; the gradient stays in registers.
+template <int Lanes, int Lines, Activation pre, class F, class Add>
+inline void correlate_block(const CorrelateTap<F>* taps, int live, const CorrelatePanel<F>& panel, int64_t first,
+                            int64_t at, Add add) {
+  using V = Vector<F, Lanes>;
+  V grad[Lines];
+  for (int p = 0; p < Lines; ++p) grad[p] = load<V>(panel.grad + (first + p) * panel.grad_stride + at);
+  for (int t = 0; t < live; ++t) {
+    const F* source = taps[t].source + first * panel.source_stride + at;
+    V sum{};
+    for (int p = 0; p < Lines; ++p)
+      sum = multiply_add(grad[p], activated<pre, F>(load<V>(source + p * panel.source_stride)), sum);
+    add(t, sum);
+  }
+}
+
+// Lines are the outer loop, for memory is then read in its order.
+template <class F>
+void correlate_channels(const CorrelateTap<F>* taps, int live, const CorrelatePanel<F>& panel, Activation activation) {
+  with_activation(activation, [&](auto pre) {
+    for_lines<8>(0, panel.count, [&](auto lines, int64_t p) {
+      for_lanes<F, 1>(panel.length, [&](auto lanes, auto, int64_t at, int64_t fresh) {
+        constexpr int P = decltype(lines)::value, L = decltype(lanes)::value;
+        correlate_block<L, P, decltype(pre)::value>(taps, live, panel, p, at, [&](int t, Vector<F, L> sum) {
+          F* out = taps[t].sum + at;
+          if (fresh == L) {
+            store(out, load<Vector<F, L>>(out) + sum);
+          } else {
+            F last[L];
+            store(last, sum);
+            for (int64_t i = L - fresh; i < L; ++i) out[i] += last[i];
+          }
+        });
+      });
+    });
+  });
+}
+
+// Lines are the inner loop, so that lanes are summed once.
 template <class F>
 void correlate_columns(const CorrelateTap<F>* taps, int live, const CorrelatePanel<F>& panel, Activation activation) {
   with_activation(activation, [&](auto pre) {
     for_lanes<F, 1>(panel.length, [&](auto lanes, auto, int64_t at, int64_t fresh) {
-      for_tap_groups(taps, live, [&](const CorrelateTap<F>* group, auto size) {
-        constexpr int L = decltype(lanes)::value, G = decltype(size)::value;
-        Vector<F, L> sum[G][1];
-        correlate_block<G, L, 1, decltype(pre)::value>(group, panel, at, sum);
-        for (int t = 0; t < G; ++t) *group[t].sum += sum_last<L>(sum[t][0], fresh);
+      constexpr int L = decltype(lanes)::value;
+      using V = Vector<F, L>;
+      V sums[kMaxTaps];
+      for (int t = 0; t < live; ++t) sums[t] = V{};
+      for_lines<8>(0, panel.count, [&](auto lines, int64_t p) {
+        correlate_block<L, decltype(lines)::value, decltype(pre)::value>(taps, live, panel, p, at,
+                                                                         [&](int t, V sum) { sums[t] += sum; });
       });
+      for (int t = 0; t < live; ++t) *taps[t].sum += sum_last<L>(sums[t], fresh);
     });
   });
 }
@@ -174,28 +187,41 @@ void moments_channels(const F* lines, int64_t count, int64_t stride, int64_t len
   });
 }
 
+// Sum of function(v) over the vectors v of neighbouring numbers.
+template <class F, class Function>
+inline F sum_columns(const F* numbers, int64_t count, Function function) {
+  Vector<F, kWidth<F>> sum{};
+  F rest = F(0);
+  for_lanes<F, 1>(count, [&](auto lanes, auto, int64_t at, int64_t fresh) {
+    constexpr int L = decltype(lanes)::value;
+    const Vector<F, L> v = function(load<Vector<F, L>>(numbers + at));
+    if constexpr (L == kWidth<F>)
+      if (fresh == L) {
+        sum += v;
+        return;
+      }
+    rest += sum_last<L>(v, fresh);
+  });
+  return sum_last<kWidth<F>>(sum, kWidth<F>) + rest;
+}
+
 template <class F>
 void moments_columns(const F* numbers, int64_t count, F* mean, F* squares) {
-  F sum = F(0), rest = F(0), centred = F(0);
-  for_lanes<F, 1>(count, [&](auto lanes, auto, int64_t at, int64_t fresh) {
-    constexpr int L = decltype(lanes)::value;
-    sum += sum_last<L>(load<Vector<F, L>>(numbers + at), fresh);
+  const F n = static_cast<F>(count);
+  const F average = sum_columns(numbers, count, [](auto v) { return v; }) / n;
+  const auto centred = [average](auto v) { return v - broadcast<decltype(v)>(average); };
+  const F rest = sum_columns(numbers, count, centred);
+  const F sum = sum_columns(numbers, count, [centred](auto v) {
+    const auto difference = centred(v);
+    return difference * difference;
   });
-  const F average = sum / static_cast<F>(count);
-  for_lanes<F, 1>(count, [&](auto lanes, auto, int64_t at, int64_t fresh) {
-    constexpr int L = decltype(lanes)::value;
-    using V = Vector<F, L>;
-    const V difference = load<V>(numbers + at) - broadcast<V>(average);
-    rest += sum_last<L>(difference, fresh);
-    centred += sum_last<L>(V(difference * difference), fresh);
-  });
-  *mean = average + rest / static_cast<F>(count);
-  *squares = activated<Activation::relu, F>(centred - rest * rest / static_cast<F>(count));
+  *mean = average + rest / n;
+  *squares = activated<Activation::relu, F>(sum - rest * rest / n);
 }
 
 template <class F>
 const GradientKernels<F>& gradient_table() {
-  static const GradientKernels<F> kernels = {gather<false, F>,     gather<true, F>,     correlate_channels<F>,
+  static const GradientKernels<F> kernels = {gather_channels<F>,   gather_columns<F>,   correlate_channels<F>,
                                              correlate_columns<F>, moments_channels<F>, moments_columns<F>};
   return kernels;
 }

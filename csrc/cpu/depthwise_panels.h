@@ -14,7 +14,7 @@ constexpr int64_t kBlockPixels = 4096;
 // More tasks than any machine has threads, few enough that their totals take little memory.
 constexpr int64_t kMaxBlocks = 256;
 // Channels of one task where channels are last.
-constexpr int64_t kBlockChannels = 64;
+constexpr int64_t kBlockChannels = 256;
 
 // The output's rows of all images, in blocks that depend on the shape alone.
 struct RowBlocks {
