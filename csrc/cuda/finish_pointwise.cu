@@ -28,16 +28,17 @@ __global__ void __launch_bounds__(kBlockThreads)
     const int64_t image = row / others, other = row - image * others;
     const int64_t pixel = rows.of_channels ? other : at, channel = rows.of_channels ? at : other;
     T* to = element(out, image, pixel, channel);
-    Packet<T, V> packet = *reinterpret_cast<const Packet<T, V>*>(to), added{};
+    const auto product = *reinterpret_cast<const Packet<T, V>*>(to);
+    Packet<T, V> added{}, result{};
     if (residual.data) added = Packet<T, V>::load(element(residual, image, pixel, channel));
 #pragma unroll
     for (int v = 0; v < V; ++v) {
       const int64_t c = rows.of_channels ? channel + v : channel;
-      A y = multiply_add(affine.scale ? affine.scale[c] : A(1), packet.at(v), affine.shift ? affine.shift[c] : A(0));
+      A y = multiply_add(affine.scale ? affine.scale[c] : A(1), product.at(v), affine.shift ? affine.shift[c] : A(0));
       if (residual.data) y += added.at(v);
-      packet.set(v, activate(y, affine.activation));
+      result.set(v, activate(y, affine.activation));
     }
-    packet.store(to);
+    result.store(to);
   }
 }
 

@@ -35,6 +35,18 @@ double unit() {
   return std::is_same_v<T, float> ? std::ldexp(1, -24) : std::ldexp(1, -53);
 }
 
+// How far storing a number moves it; halves below 2^-14 have no more than a fixed number of bits.
+template <class T>
+double stored(double x) {
+  return std::fmax(unit<T>() * std::fabs(x), std::is_same_v<T, __half> ? std::ldexp(1, -25) : 0);
+}
+
+struct Expected {
+  double value;
+  double magnitude;  // of what was summed: the error of sums and of rounded factors is a fraction of it
+  double tolerance = 0;
+};
+
 template <class T>
 struct SeparableData {
   using A = cuda::Accumulator<T>;
@@ -112,12 +124,15 @@ struct SeparableData {
     return problem;
   }
   int64_t residual_stride() const { return c.out_channels + c.extra_out; }
-};
 
-struct Expected {
-  double value;
-  double magnitude;  // of what was summed: the error of sums and of rounded factors is a fraction of it
-  double tolerance = 0;
+  // What follows the pointwise product.
+  Expected finished(double product, int64_t image, int64_t pixel, int64_t output) const {
+    const double factor = c.affine ? scale[1][output] : 1, offset = c.affine ? shift[1][output] : 0;
+    const int64_t at = (image * image_pixels() + pixel) * residual_stride() + output;
+    const double added = c.residual ? double(cuda::to_accumulator(residual[at])) : 0;
+    return {activate(factor * product + offset + added, c.last),
+            std::fabs(factor * product) + std::fabs(offset) + std::fabs(added)};
+  }
 };
 
 // The depthwise part of one channel at one pixel, by the definition.
@@ -160,15 +175,11 @@ std::vector<Expected> expected_outputs(const SeparableData<T>& data, double fact
           magnitude += std::fabs(weight) * factors[channel].magnitude;
           error += std::fabs(weight * factors[channel].value) * factor_unit;
         }
-        const double scale = c.affine ? data.scale[1][output] : 1, shift = c.affine ? data.shift[1][output] : 0;
-        const double added =
-            c.residual ? double(cuda::to_accumulator(
-                             data.residual[(image * data.image_pixels() + pixel) * data.residual_stride() + output]))
-                       : 0;
-        magnitude = std::fabs(scale) * magnitude + std::fabs(shift) + std::fabs(added);
-        const double value = activate(scale * sum + shift + added, c.last);
-        all.push_back({value, magnitude,
-                       std::fabs(scale) * error + roundings * sum_unit * magnitude + unit<T>() * std::fabs(value)});
+        Expected y = data.finished(sum, image, pixel, output);
+        const double scale = c.affine ? std::fabs(double(data.scale[1][output])) : 1;
+        y.magnitude += scale * magnitude;
+        y.tolerance = scale * error + roundings * sum_unit * y.magnitude + stored<T>(y.value);
+        all.push_back(y);
       }
     }
   return all;

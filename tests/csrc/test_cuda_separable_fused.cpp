@@ -74,11 +74,61 @@ void every_case(Multiply multiply, double factor_unit, const char* what) {
   }
 }
 
+// After a library's product only affine, residual and activation are left; the product is noise here.
+template <class T>
+void the_end_alone() {
+  for (const SeparableCase& c : kCases) {
+    const SeparableData<T> data(c);
+    std::vector<T> out = data.background;
+    cuda::finish_pointwise(data.problem(), data.view(out), {});
+    for (int64_t image = 0; image < c.batch; ++image)
+      for (int64_t pixel = 0; pixel < data.image_pixels(); ++pixel)
+        for (int64_t output = 0; output < c.out_channels; ++output) {
+          const int64_t at = data.index(image, pixel, output);
+          const Expected expected = data.finished(cuda::to_accumulator(data.background[at]), image, pixel, output);
+          // three roundings on the way, and that of the type
+          const double tolerance = 3 * unit<cuda::Accumulator<T>>() * expected.magnitude + stored<T>(expected.value);
+          CHECK(std::fabs(double(cuda::to_accumulator(out[at])) - expected.value) <= tolerance);
+          out[at] = data.background[at];
+        }
+    CHECK(same_bits(out, data.background));
+  }
+}
+
+// A number that is none reaches every output whose taps see it, and no other, through every activation.
+void not_a_number_spreads_as_far_as_the_taps() {
+  SeparableCase c{"NaN", 1, 8, 8, {6, 6}};
+  c.pre = c.middle = c.last = kRelu6;
+  SeparableData<float> data(c);
+  data.input[(2 * 6 + 5) * 8 + 3] = NAN;
+  for (const Multiply multiply : {Multiply::exact, Multiply::tensor}) {
+    const std::vector<float> out = run(data, multiply);
+    for (int64_t i = 0; i < static_cast<int64_t>(out.size()); ++i) {
+      const int64_t y = i / 48, x = i / 8 % 6;
+      CHECK(std::isnan(out[i]) == (y >= 1 && y <= 3 && x >= 4));
+    }
+  }
+}
+
+void nothing_to_do_is_done() {
+  SeparableCase c{"no image", 0, 8, 8, {6, 6}};
+  CHECK(run(SeparableData<float>(c), Multiply::exact).empty());
+  c = {"no channels", 1, 0, 8, {2, 2}};
+  c.affine = false;
+  for (const float y : run(SeparableData<float>(c), Multiply::exact)) CHECK(y == 0);
+}
+
 }  // namespace
 }  // namespace densecrf
 
 int main() {
   using namespace densecrf;
+  nothing_to_do_is_done();
+  not_a_number_spreads_as_far_as_the_taps();
+  the_end_alone<float>();
+  the_end_alone<double>();
+  the_end_alone<__half>();
+  the_end_alone<__nv_bfloat16>();
   every_case<float>(Multiply::exact, 0, "float");
   every_case<double>(Multiply::exact, 0, "double");
   // TF32 has 10 bits behind the point, and both factors are rounded

@@ -17,7 +17,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -161,6 +161,18 @@ def build(mutation: Mutation | None = None, sanitize: bool = False) -> Path:
         libraries = [f"-L{TORCH / 'lib'}", "-lc10", "-ltorch_cpu", "-ltorch"]
         command = [COMPILER, *extra, "-shared", "-Wl,-z,defs", f"-Wl,-T,{LINKER_SCRIPT}", *objects, *libraries]
         return _make(folder / f"{_digest(*command, LINKER_SCRIPT.read_bytes())}.so", command)
+
+
+def build_program(test: Path, kernels: Iterable[str], mutation: Mutation | None = None) -> Path:
+    """Build a test of tests/csrc with the kernels that it needs; in a hurry, for it runs once."""
+    folder, extra = build_folder(), ("-O0", f"-I{test.parent}")
+    with _locked(folder), _mutated(mutation) as csrc:
+        emulator = [EMULATOR / f"{name}.cpp" for name in ("emulator", "fiber", "meetings")]
+        sources_of_program = [*(csrc / "cuda" / name for name in kernels), test, *emulator]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            objects = list(pool.map(lambda source: str(_object(source, csrc, folder, extra)), sources_of_program))
+        command = [COMPILER, f"-Wl,-T,{LINKER_SCRIPT}", *objects]
+        return _make(folder / f"{_digest(*command, LINKER_SCRIPT.read_bytes())}-{test.stem}", command)
 
 
 if __name__ == "__main__":
