@@ -11,7 +11,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))  # pytest's importlib mode leaves the folder of a test out of it
-pytest.register_assert_rewrite("helpers", "oracles")
+pytest.register_assert_rewrite("convolutions", "helpers", "oracles")
 
 
 @pytest.fixture
