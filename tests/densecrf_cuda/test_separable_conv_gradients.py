@@ -67,7 +67,7 @@ def test_gradients_of_gradients(
     rung: str, device: torch.device, activations: dict[str, str], layout: str
 ) -> None:  # fmt: skip
     geometry = Geometry(3, (2, 1), (2, 0, 0, 1), (1, 2))
-    case = make_case(geometry, (3, 2), 1, 2, 2)
+    case = make_case(geometry, (3, 3), 1, 2, 2)
     tensors = [
         x.to(device).contiguous(memory_format=LAYOUTS[layout]) if x.dim() == 4 else x.to(device) for x in case.values()
     ]
