@@ -9,8 +9,9 @@ from torchvision.models import VGG16_Weights
 
 from densecrf_cuda.settings import check_choice, whole_number
 
+from .geometry import place
 from .segmentation import DeepLab
-from .vgg import VGG16, VGGClassifier, load_vgg
+from .vgg import VGG16, VGGClassifier, initialise_hidden, load_vgg
 
 __all__ = ["deeplabv1"]
 
@@ -85,7 +86,7 @@ class _WithSideBranches(nn.Module):
     def __init__(self, main: VGGClassifier, channels: Mapping[str, int]) -> None:
         super().__init__()
         self.main = main
-        self.branches = nn.ModuleDict({name: _side_branch(channels[name]) for name in STRIDES})
+        self.branches = nn.ModuleDict({name: _SideBranch(channels[name]) for name in STRIDES})
 
     def forward(self, maps: Mapping[str, Tensor]) -> Tensor:
         """Logits at the resolution of the map "out"."""
@@ -94,16 +95,17 @@ class _WithSideBranches(nn.Module):
     def set_output_stride(self, output_stride: int) -> None:
         """Bring every map to the size of the last one."""
         self.main.set_output_stride(output_stride)
-        for name, branch in self.branches.items():
-            stride = max(output_stride // STRIDES[name], 1)
-            branch[0].stride = (stride, stride)
+        for name, stride in STRIDES.items():
+            place(self.branches.get_submodule(name).first, max(output_stride // stride, 1), 1)  # type: ignore[arg-type]
 
 
-def _side_branch(channels: int) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for conv in (nn.Conv2d(channels, BRANCH, 3, padding=1), nn.Conv2d(BRANCH, BRANCH, 1)):
-        nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-        if conv.bias is not None:
-            nn.init.zeros_(conv.bias)
-        layers += [conv, nn.ReLU(inplace=True), nn.Dropout(0.5)]
-    return nn.Sequential(*layers)
+class _SideBranch(nn.Sequential):
+    first: nn.Conv2d
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        for name, conv in (("first", nn.Conv2d(channels, BRANCH, 3)), ("second", nn.Conv2d(BRANCH, BRANCH, 1))):
+            initialise_hidden(conv)
+            self.add_module(name, conv)
+            self.add_module(f"relu_{name}", nn.ReLU(inplace=True))
+            self.add_module(f"drop_{name}", nn.Dropout(0.5))

@@ -13,7 +13,7 @@ from .backbone import Backbone
 from .geometry import place
 from .resnet import ResNet
 from .segmentation import DeepLab
-from .vgg import VGG16, VGGClassifier, load_vgg
+from .vgg import VGG16, VGGClassifier, classifier_conv, load_vgg
 
 __all__ = ["deeplabv2"]
 
@@ -102,21 +102,19 @@ class _SumOfBranches(nn.ModuleList):
     def set_output_stride(self, output_stride: int) -> None:
         """Rates in proportion to the resolution."""
         for branch in self:
-            branch.set_output_stride(output_stride)
+            branch.set_output_stride(output_stride)  # type: ignore[operator]
 
 
-class _ResNetBranch(nn.Conv2d):
+class _ResNetBranch(nn.Module):
     """A 3 × 3 convolution to the classes, with its rate at output stride 8."""
 
     def __init__(self, in_channels: int, num_classes: int, rate: int) -> None:
-        super().__init__(in_channels, num_classes, 3)
-        nn.init.normal_(self.weight, std=0.01)
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
+        super().__init__()
+        self.conv = classifier_conv(in_channels, num_classes, 3)
         self.rate = rate
 
-    def forward(self, maps: Mapping[str, Tensor]) -> Tensor:  # type: ignore[override]
-        return super().forward(maps["out"])
+    def forward(self, maps: Mapping[str, Tensor]) -> Tensor:
+        return self.conv(maps["out"])
 
     def set_output_stride(self, output_stride: int) -> None:
         rate, rest = divmod(8 * self.rate, output_stride)
@@ -124,4 +122,4 @@ class _ResNetBranch(nn.Conv2d):
             raise ValueError(
                 f"output_stride must leave whole rates, {self.rate} at output stride 8, got {output_stride}"
             )
-        place(self, 1, rate)
+        place(self.conv, 1, rate)

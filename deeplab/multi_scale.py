@@ -18,7 +18,8 @@ __all__ = ["MultiScale"]
 class MultiScale(nn.Module):
     """The score of a class is its largest over scales of the image, all of them seen by the same network.
 
-    s = max_r resize(f(resize(x, r))), taken at the resolution of the scores of the whole image, then enlarged.
+    s = max_r resize(f(resize(x, r))), taken at the resolution of the scores of the whole image, then enlarged. Sides of
+    smaller images are rounded down.
 
     Args:
         base: f; its parameters are the only ones.
@@ -66,7 +67,7 @@ class MultiScale(nn.Module):
         own = self._scores(input)
         scores = {"scale_1": own}
         for scale in self.scales:
-            smaller = self._resized(input, [round(scale * side) for side in input.shape[-2:]])
+            smaller = self._resized(input, [int(scale * side) for side in input.shape[-2:]])
             scores[f"scale_{scale:g}"] = self._scores(smaller)
         fused = own
         for name, map_ in scores.items():

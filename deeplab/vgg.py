@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Mapping
 
 import torch
@@ -19,7 +18,7 @@ from .geometry import Atrous, place
 __all__ = ["VGG16", "VGGClassifier", "load_vgg", "vgg_classifier_weights"]
 
 HIDDEN = 4096  # channels of fc6 and fc7 in VGG-16
-# Which of the 7 taps of fc6 a smaller kernel keeps: with the rate at which they lie in the larger one, it covers as much.
+# Which of the 7 taps of fc6 a smaller kernel keeps; at the distance that they have there, it covers as much.
 TAPS = {7: range(7), 4: range(0, 7, 2), 3: range(0, 7, 3)}
 
 
@@ -54,17 +53,16 @@ class VGG16(Backbone):
         self.features = features.to_empty(device=torch.get_default_device())
         for index, layer in enumerate(self.features):
             if isinstance(layer, nn.MaxPool2d):
-                self.features[index] = _Pool(pool)
+                self.features[index] = CeilMaxPool2d(pool)
             elif isinstance(layer, nn.Conv2d):
-                nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-                nn.init.zeros_(layer.bias)
+                initialise_hidden(layer)
         self.set_output_stride(output_stride)
 
     def set_output_stride(self, output_stride: int) -> None:
         self.output_stride = check_output_stride(output_stride)
         atrous = Atrous(output_stride)
         for layer in self.features:
-            if isinstance(layer, _Pool):
+            if isinstance(layer, CeilMaxPool2d):
                 layer.stride = atrous.take(2)
             elif isinstance(layer, nn.Conv2d):
                 place(layer, 1, atrous.dilation)
@@ -75,13 +73,13 @@ class VGG16(Backbone):
         features = input
         for layer in self.features:
             features = layer(features)
-            if isinstance(layer, _Pool):
+            if isinstance(layer, CeilMaxPool2d):
                 maps[f"pool{len(maps)}"] = features
         return self.tapped(**{name: maps[name] for name in self.taps if name != "out"}, out=features)
 
 
-class _Pool(nn.MaxPool2d):
-    """The largest value of windows; a map of N values gives ceil(N / stride), as in Caffe."""
+class CeilMaxPool2d(nn.MaxPool2d):
+    """The largest value of windows: of N values ceil(N / stride) are left, as in Caffe."""
 
     stride: int
 
@@ -117,19 +115,17 @@ class VGGClassifier(nn.Sequential):
     fc8: nn.Conv2d
 
     def __init__(self, num_classes: int, *, kernel: int, rate: int, channels: int, more: int = 0) -> None:
-        layers: OrderedDict[str, nn.Module] = OrderedDict()
-        for name, conv in (("fc6", nn.Conv2d(512, channels, kernel)), ("fc7", nn.Conv2d(channels, channels, 1))):
-            nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-            layers |= {name: conv, f"relu{name[2]}": nn.ReLU(inplace=True), f"drop{name[2]}": nn.Dropout(0.5)}
-        layers["fc8"] = nn.Conv2d(channels + more, num_classes, 1)
-        for conv in (layers["fc6"], layers["fc7"], layers["fc8"]):
-            nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
-        nn.init.normal_(layers["fc8"].weight, std=0.01)  # type: ignore[arg-type]
-        super().__init__(layers)
+        super().__init__()
+        for i, conv in ((6, nn.Conv2d(512, channels, kernel)), (7, nn.Conv2d(channels, channels, 1))):
+            initialise_hidden(conv)
+            self.add_module(f"fc{i}", conv)
+            self.add_module(f"relu{i}", nn.ReLU(inplace=True))
+            self.add_module(f"drop{i}", nn.Dropout(0.5))
+        self.fc8 = classifier_conv(channels + more, num_classes, 1)
         self.rate = whole_number("rate", rate, 1)
         self.set_output_stride(8)
 
-    def forward(self, maps: Mapping[str, Tensor], *more: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(self, maps: Mapping[str, Tensor], *more: Tensor) -> Tensor:
         """Logits [B, num_classes, H, W] from the map "out" [B, 512, H, W] and, beside fc7, [B, ., H, W]."""
         features = maps["out"]
         for name, layer in self.named_children():
@@ -167,6 +163,21 @@ class VGGClassifier(nn.Sequential):
             self.fc6.bias.copy_(classifier["0.bias"][::step])  # type: ignore[union-attr]
             self.fc7.weight.copy_(fc7)
             self.fc7.bias.copy_(classifier["3.bias"][::step])  # type: ignore[union-attr]
+
+
+def initialise_hidden(conv: nn.Conv2d) -> None:
+    """As torchvision initialises a VGG: the variance of gradients is kept through a ReLU."""
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)
+
+
+def classifier_conv(in_channels: int, num_classes: int, kernel: int) -> nn.Conv2d:
+    """A last layer, which begins with small scores as in the papers."""
+    conv = nn.Conv2d(in_channels, num_classes, kernel)
+    nn.init.normal_(conv.weight, std=0.01)
+    nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
+    return conv
 
 
 def vgg_classifier_weights(weights: VGG16_Weights) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
