@@ -180,9 +180,9 @@ class AtrousSeparableConv2d(nn.Module):
     ) -> None:
         check_parts(depthwise, depthwise_bn, pointwise, bn)
         self.depthwise = depthwise
-        self.register_module("depthwise_bn", depthwise_bn)
+        self.depthwise_bn = depthwise_bn
         self.pointwise = pointwise
-        self.register_module("bn", bn)
+        self.bn = bn
         names = ("pre_activation", "depthwise_activation", "activation")
         self.pre_activation, self.depthwise_activation, self.activation = map(activation_name, names, activations)
         self.extra_padding = extra_padding

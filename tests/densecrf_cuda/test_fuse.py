@@ -305,7 +305,19 @@ class AskingForWeights(Parts):
     """Reads of a convolution what `AtrousSeparableConv2d` does not have."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.to(self.conv_pw.weight.dtype))
+        return super().forward(x / self.conv_pw.out_channels)
+
+
+class Dropping(nn.Module):
+    """Throws away what its convolution returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = depthwise()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.conv(x)
+        return x
 
 
 class Asking(Parts):
@@ -320,7 +332,7 @@ class Asking(Parts):
 class OfTwoModes(Parts):
     def forward(self, x: Tensor) -> Tensor:
         u = self.conv_dw(x)
-        return self.conv_pw(self.bn_dw(u) if self.training else 2 * u)
+        return self.conv_pw(2 * u if self.training else u)
 
 
 class Deciding(Parts):
@@ -384,6 +396,7 @@ ALONE: dict[str, Callable[[], nn.Module]] = {
     "called from outside": Reaching,
     "weights read from outside": ReadingWeights,
     "attributes read": AskingForWeights,
+    "result thrown away": lambda: nn.Sequential(Dropping(), nn.Conv2d(4, 4, 1)),
     "a forward that asks": Asking,
     "a forward of two modes": OfTwoModes,
     "a forward that decides": Deciding,
@@ -442,6 +455,14 @@ def test_an_activation_in_place_before_the_convolution_stays(inplace: bool) -> N
     network = prepare(Skip(inplace))
     fused = fuse(network)
     assert count(fused) == 1 and type(fused.body[0]) is (nn.ReLU if inplace else nn.Identity)
+    assert_same(network, fused)
+
+
+def test_an_activation_that_ends_another_part_stays() -> None:
+    """What a part of a network returns may be read by name."""
+    network = prepare(nn.Sequential(nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU()), block()))
+    fused = fuse(network)
+    assert count(fused) == 1 and type(fused[0][1]) is nn.ReLU
     assert_same(network, fused)
 
 
