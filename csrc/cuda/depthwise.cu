@@ -20,18 +20,18 @@ struct GatherProblem {
 template <int V, int R>
 __device__ __forceinline__ Strip strip_in_tile(const Gather& gather, const Strips& strips, const Tiles& tiles,
                                                const Place& place) {
-  const int64_t tile = blockIdx.x / strips.chunks, across = tile % tiles.across,
-                down = tile / tiles.across % tiles.down;
-  const int64_t row = down * tiles.rows + place.strip / tiles.columns;
-  const int64_t column = across * tiles.columns + place.strip % tiles.columns;
+  const int tile = static_cast<int>(blockIdx.x) / strips.chunks;
+  const int across = tile % tiles.across, down = tile / tiles.across % tiles.down;
+  const int row = down * tiles.rows + place.strip / tiles.columns;
+  const int column = across * tiles.columns + place.strip % tiles.columns;
   if (place.strip >= tiles.rows * tiles.columns || row >= gather.y.slots() || column >= strips.of_row ||
       place.channel >= gather.channels)
     return {};
-  return strip_at<R>(gather, strips, tile / tiles.across / tiles.down, static_cast<int>(row), column, place.channel);
+  return strip_at<R>(gather, strips, tile / tiles.across / tiles.down, row, column, place.channel);
 }
 
 template <class T, int V, int K, int R>
-__global__ void __launch_bounds__(kBlockThreads) depthwise_kernel(GatherProblem<T> problem) {
+__global__ void __launch_bounds__(kBlockThreads, kResidentBlocks<K>) depthwise_kernel(GatherProblem<T> problem) {
   using A = Accumulator<T>;
   DENSECRF_DYNAMIC_SHARED(A, weights);
   const Gather& gather = problem.gather;
@@ -70,7 +70,7 @@ void start(GatherProblem<T> problem, cudaStream_t stream) {
   const Gather& gather = problem.gather;
   problem.strips = cut_strips(gather, V, R);
   problem.tiles = cut_tiles(gather, problem.strips, R);
-  const Grid grid{problem.strips.chunks * problem.tiles.across * problem.tiles.down * gather.batch, 1,
+  const Grid grid{int64_t{problem.strips.chunks} * problem.tiles.across * problem.tiles.down * gather.batch, 1,
                   static_cast<int64_t>(sizeof(Accumulator<T>)) * problem.strips.lanes * V * K * K};
   launch(depthwise_kernel<T, V, K, R>, grid, stream, problem);
 }
@@ -78,14 +78,13 @@ void start(GatherProblem<T> problem, cudaStream_t stream) {
 template <class T>
 void run(const GatherProblem<T>& problem, cudaStream_t stream) {
   const int64_t channels = problem.gather.channels;
-  choose_kernel<T>(problem.gather, fits_packets(problem.source, channels) && fits_packets(problem.out, channels),
-                   [&](auto packet, auto kernel, const Gather& gather) {
-                     GatherProblem<T> chosen = problem;
-                     chosen.gather = gather;
-                     if constexpr (has_strips<T, packet.value, kernel.value>)
-                       if (shares_taps(gather)) return start<T, packet.value, kernel.value, kStrip>(chosen, stream);
-                     start<T, packet.value, kernel.value, 1>(chosen, stream);
-                   });
+  choose_kernel<T, kPacketChannels<T>, kStrip>(
+      problem.gather, fits_packets(problem.source, channels) && fits_packets(problem.out, channels),
+      [&](auto packet, auto kernel, auto strip, const Gather& gather) {
+        GatherProblem<T> chosen = problem;
+        chosen.gather = gather;
+        start<T, packet.value, kernel.value, strip.value>(chosen, stream);
+      });
 }
 
 }  // namespace

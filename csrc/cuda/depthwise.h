@@ -8,8 +8,8 @@
 
 namespace densecrf::cuda {
 
-// The longest side of an image, so that positions fit in 32 bits.
-constexpr int64_t kMaxSide = int64_t{1} << 24;
+// The longest side of an image, and the most numbers in a row of pixels that is read: places fit in 32 bits.
+constexpr int64_t kMaxSide = int64_t{1} << 24, kMaxRow = INT32_MAX;
 
 // out = activation(scale · (weight * pre(input)) + shift)
 template <class T>

@@ -97,8 +97,7 @@ constexpr int kMaxLanes = 16;
 // read what is next to each other; those with the same packet have different strips.
 struct Strips {
   int packets, lanes, chunks;  // of a pixel, of a block, and blocks for all packets of a pixel
-  int of_class;                // strips of a class in a row
-  int64_t of_row;              // strips in a row of slots
+  int of_class, of_row;        // strips of a class in a row, and of all classes: strips in a row of slots
 
   HOST_DEVICE int together() const { return kBlockThreads / lanes; }
 };
@@ -109,14 +108,14 @@ inline Strips cut_strips(const Gather& gather, int packet, int strip) {
   strips.chunks = static_cast<int>(ceil_div(strips.packets, kMaxLanes));
   strips.lanes = static_cast<int>(ceil_div(strips.packets, strips.chunks));
   strips.of_class = static_cast<int>(ceil_div(gather.x.length, strip));
-  strips.of_row = int64_t{gather.x.classes} * strips.of_class;
+  strips.of_row = gather.x.classes * strips.of_class;
   return strips;
 }
 
 // The strips of a block are a tile of the image, about square in pixels because the border of a tile is read twice.
 struct Tiles {
-  int rows, columns;     // of strips in a tile
-  int64_t down, across;  // tiles of an image
+  int rows, columns;  // of strips in a tile
+  int down, across;   // tiles of an image
 };
 
 inline int square_root(int x) {
@@ -131,8 +130,8 @@ inline Tiles cut_tiles(const Gather& gather, const Strips& strips, int strip) {
   tiles.columns = static_cast<int>(min_of(square_root(strips.together() / strip), strips.of_row));
   tiles.rows = static_cast<int>(min_of(together / tiles.columns, rows));
   tiles.columns = static_cast<int>(min_of(together / tiles.rows, strips.of_row));  // where there are few rows
-  tiles.down = ceil_div(rows, tiles.rows);
-  tiles.across = ceil_div(strips.of_row, tiles.columns);
+  tiles.down = static_cast<int>(ceil_div(rows, tiles.rows));
+  tiles.across = static_cast<int>(ceil_div(strips.of_row, tiles.columns));
   return tiles;
 }
 
@@ -147,7 +146,7 @@ struct Parts {
 constexpr int64_t kSumBlocks = 1024, kStripsOfThread = 4;
 
 inline Parts cut_parts(const Gather& gather, const Strips& strips, int64_t blocks_of_part) {
-  const int64_t count = strips.of_row * gather.y.slots() * gather.batch;
+  const int64_t count = int64_t{strips.of_row} * gather.y.slots() * gather.batch;
   const int64_t parts =
       min_of(ceil_div(kSumBlocks, blocks_of_part), ceil_div(count, strips.together() * kStripsOfThread));
   const int64_t length = ceil_div(count, parts < 1 ? 1 : parts);

@@ -32,7 +32,7 @@ struct Moments {
 };
 
 template <class T, int V, int K, int R>
-__global__ void __launch_bounds__(kBlockThreads) moments_kernel(MomentsProblem<T> problem) {
+__global__ void __launch_bounds__(kBlockThreads, kResidentBlocks<K>) moments_kernel(MomentsProblem<T> problem) {
   using A = Accumulator<T>;
   DENSECRF_DYNAMIC_SHARED(A, weights);
   __shared__ A counts[kBlockThreads], means[kBlockThreads * V], squares[kBlockThreads * V];
@@ -49,7 +49,7 @@ __global__ void __launch_bounds__(kBlockThreads) moments_kernel(MomentsProblem<T
   for (int64_t n = part * problem.parts.length + place.strip; n < end; n += together) {
     const int64_t row = n / strips.of_row;
     const Strip strip = strip_at<R>(gather, strips, row / gather.y.slots(), static_cast<int>(row % gather.y.slots()),
-                                    n % strips.of_row, place.channel);
+                                    static_cast<int>(n % strips.of_row), place.channel);
     if (strip.count == 0) continue;
     A sums[R][V];
     gather_strip<T, V, K, R>(gather, problem.source, problem.pre, strip,
@@ -106,25 +106,21 @@ __global__ void __launch_bounds__(kBlockThreads)
   variance[channel] = static_cast<A>(all.squares / all.count);
 }
 
-template <class T, int V, int K, int R>
+template <class T, int V, int R>
 MomentsProblem<T> cut(const Gather& gather) {
   MomentsProblem<T> problem{gather, cut_strips(gather, V, R)};
   problem.parts = cut_parts(gather, problem.strips, problem.strips.chunks);
   return problem;
 }
 
-// Calls start(packet, kernel, strip, problem) with constants. Long strips for the usual kernel alone.
+// Calls start(packet, kernel, strip, problem) with constants.
 template <class T, class Start>
 void choose(const DepthwiseShape& shape, Start start) {
-  choose_kernel<T>(forward_gather(shape), shape.channels % kPacketChannels<T> == 0,
-                   [&](auto packet, auto kernel, const Gather& gather) {
-                     constexpr int V = packet.value, K = kernel.value;
-                     if constexpr (has_strips<T, V, K> && K == 3)
-                       if (shares_taps(gather))
-                         return start(packet, kernel, std::integral_constant<int, kStrip>{},
-                                      cut<T, V, K, kStrip>(gather));
-                     start(packet, kernel, std::integral_constant<int, 1>{}, cut<T, V, K, 1>(gather));
-                   });
+  choose_kernel<T, kSumPacketChannels<T>, kSumStrip<T>>(
+      forward_gather(shape), shape.channels % kSumPacketChannels<T> == 0,
+      [&](auto packet, auto kernel, auto strip, const Gather& gather) {
+        start(packet, kernel, strip, cut<T, packet.value, strip.value>(gather));
+      });
 }
 
 }  // namespace

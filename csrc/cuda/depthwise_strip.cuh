@@ -9,6 +9,16 @@ namespace densecrf::cuda {
 // Outputs of a strip that share taps; images are often a little wider than a power of two, seldom than a multiple of 6.
 constexpr int kStrip = 6;
 
+// Where threads keep sums of their own too, fewer channels and outputs fit in their registers.
+template <class T>
+constexpr int kSumPacketChannels = min_of(kPacketChannels<T>, 4);
+template <class T>
+constexpr int kSumStrip = sizeof(T) == 2 ? 6 : 4;
+
+// Blocks that a multiprocessor has registers for at the least: of the usual kernel enough to hide the time of loads.
+template <int K>
+constexpr int kResidentBlocks = K > 3 ? 1 : 2;
+
 // Outputs y and x + r · classes for r of 0 … count - 1, in the channels of a packet.
 struct Strip {
   int64_t image;
@@ -31,9 +41,9 @@ struct Place {
 // Strip `column` of a row of slots.
 template <int R>
 __device__ __forceinline__ Strip strip_at(const Gather& gather, const Strips& strips, int64_t image, int row,
-                                          int64_t column, int channel) {
-  const int first = static_cast<int>(column % strips.of_class) * R;
-  const int y = gather.y.output(row), x = static_cast<int>(column / strips.of_class) + first * gather.x.classes;
+                                          int column, int channel) {
+  const int first = column % strips.of_class * R;
+  const int y = gather.y.output(row), x = column / strips.of_class + first * gather.x.classes;
   const int left = x < gather.x.outputs ? (gather.x.outputs - 1 - x) / gather.x.classes + 1 : 0;
   const int of_class = min(left, gather.x.length - first);
   return {image, y, x, y < gather.y.outputs ? min(of_class, R) : 0, channel};
@@ -62,7 +72,7 @@ __device__ __forceinline__ bool source_pixel(const GatherAxis& axis, int positio
 
 // The pixels at positions first + j · dilation of a row, for j below `count`; zero where there is none.
 template <class T, int V, int N>
-__device__ __forceinline__ void load_row(const GatherAxis& x, const T* row, int64_t pixel_stride, bool live, int first,
+__device__ __forceinline__ void load_row(const GatherAxis& x, const T* row, int pixel_stride, bool live, int first,
                                          int count, Packet<T, V> (&packets)[N]) {
 #pragma unroll
   for (int j = 0; j < N; ++j) {
@@ -93,49 +103,59 @@ __device__ __forceinline__ void gather_strip(const Gather& gather, const ImageVi
     if (K > 3 && !live) continue;
     Packet<T, V> row[R + K - 1];
     load_row<T, V, R + K - 1>(gather.x, image + static_cast<int64_t>(y) * gather.source_width * source.pixel_stride,
-                              source.pixel_stride, live, first, R + K - 1, row);
-    A w[K][V];
+                              static_cast<int>(source.pixel_stride), live, first, R + K - 1, row);
+    if (pre != Activation::none) {
 #pragma unroll
-    for (int j = 0; j < K; ++j)
+      for (int j = 0; j < R + K - 1; ++j) row[j] = activated(row[j], pre);
+    }
+    // few channels at a time, whose weights are in registers together
+    constexpr int together = V < 4 ? V : 4;
 #pragma unroll
-      for (int v = 0; v < V; ++v) w[j][v] = weights[(i * K + j) * width + v];
+    for (int c = 0; c < V; c += together) {
+      A w[K][together];
 #pragma unroll
-    for (int j = 0; j < R + K - 1; ++j) {
+      for (int j = 0; j < K; ++j)
 #pragma unroll
-      for (int v = 0; v < V; ++v) {
-        const A x = activate(row[j].at(v), pre);
+        for (int v = 0; v < together; ++v) w[j][v] = weights[(i * K + j) * width + c + v];
 #pragma unroll
-        for (int r = 0; r < R; ++r)
-          if (j - r >= 0 && j - r < K) sums[r][v] = multiply_add(w[j - r][v], x, sums[r][v]);
-      }
+      for (int j = 0; j < R + K - 1; ++j)
+#pragma unroll
+        for (int v = 0; v < together; ++v) {
+          const A x = row[j].at(c + v);
+#pragma unroll
+          for (int r = 0; r < R; ++r)
+            if (j - r >= 0 && j - r < K) sums[r][c + v] = multiply_add(w[j - r][v], x, sums[r][c + v]);
+        }
     }
   }
 }
 
-// Whether threads take strips: one output each where neighbours share no taps, or there are too few of them.
-template <class T, int V, int K>
-constexpr bool has_strips = K > 1 && V > 1 && sizeof(T) < 8;
+template <int N>
+using Constant = std::integral_constant<int, N>;
 
-inline bool shares_taps(const Gather& gather) { return gather.x.shares_taps() && gather.x.length > 2; }
-
-// Calls start(packet, kernel, gather) with the sizes of packets and of the kernel as constants; a kernel that has but
-// one live tap is one of size 1.
-template <class T, int V, class Start>
-void choose_size(Gather gather, Start start) {
-  using Packet = std::integral_constant<int, V>;
+// Calls start(packet, kernel, strip, gather) with these sizes as constants. A kernel of which but one tap is live is
+// one of size 1. Strips are of one output where neighbours share no taps, or where there are too few of them.
+template <class T, int V, int R, class Start>
+void choose_sizes(Gather gather, Start start) {
   if (gather.one_tap()) {
     gather.y = gather.y.first_tap_alone();
     gather.x = gather.x.first_tap_alone();
-    return start(Packet{}, std::integral_constant<int, 1>{}, gather);
+    return start(Constant<V>{}, Constant<1>{}, Constant<1>{}, gather);
   }
-  if (gather.kernel == 3) return start(Packet{}, std::integral_constant<int, 3>{}, gather);
-  if (gather.kernel == 5) return start(Packet{}, std::integral_constant<int, 5>{}, gather);
-  start(Packet{}, std::integral_constant<int, 7>{}, gather);
+  const auto with_kernel = [&](auto kernel) {
+    if constexpr (V > 1 && sizeof(T) < 8)
+      if (gather.x.shares_taps() && gather.x.length > 2) return start(Constant<V>{}, kernel, Constant<R>{}, gather);
+    start(Constant<V>{}, kernel, Constant<1>{}, gather);
+  };
+  if (gather.kernel == 3) return with_kernel(Constant<3>{});
+  if (gather.kernel == 5) return with_kernel(Constant<5>{});
+  with_kernel(Constant<7>{});
 }
 
-template <class T, class Start>
+// Of packets of V channels and strips of R outputs, or of single ones.
+template <class T, int V, int R, class Start>
 void choose_kernel(const Gather& gather, bool packets, Start start) {
-  packets ? choose_size<T, kPacketChannels<T>>(gather, start) : choose_size<T, 1>(gather, start);
+  packets ? choose_sizes<T, V, R>(gather, start) : choose_sizes<T, 1, 1>(gather, start);
 }
 
 }  // namespace densecrf::cuda

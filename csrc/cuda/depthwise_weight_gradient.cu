@@ -17,7 +17,7 @@ struct WeightGradient {
 
 // Each block sums over the strips of a part, for `Rows` rows of taps and its channels.
 template <class T, int V, int K, int Rows, int R>
-__global__ void __launch_bounds__(kBlockThreads) weight_gradient_kernel(WeightGradient<T> problem) {
+__global__ void __launch_bounds__(kBlockThreads, kResidentBlocks<K>) weight_gradient_kernel(WeightGradient<T> problem) {
   using A = Accumulator<T>;
   __shared__ A of_threads[kBlockThreads * V];
   const Gather& gather = problem.gather;
@@ -31,7 +31,7 @@ __global__ void __launch_bounds__(kBlockThreads) weight_gradient_kernel(WeightGr
   for (int64_t n = part * problem.parts.length + place.strip; n < end; n += together) {
     const int64_t row = n / strips.of_row;
     const Strip strip = strip_at<R>(gather, strips, row / gather.y.slots(), static_cast<int>(row % gather.y.slots()),
-                                    n % strips.of_row, place.channel);
+                                    static_cast<int>(n % strips.of_row), place.channel);
     if (strip.count == 0) continue;
     const T* from = problem.grad.data + strip.image * problem.grad.batch_stride + strip.channel +
                     (static_cast<int64_t>(strip.y) * gather.x.outputs + strip.x) * problem.grad.pixel_stride;
@@ -40,7 +40,7 @@ __global__ void __launch_bounds__(kBlockThreads) weight_gradient_kernel(WeightGr
     for (int r = 0; r < R; ++r) {
       grad[r] = Packet<T, V>{};
       if (r < strip.count)
-        grad[r] = Packet<T, V>::load(from + static_cast<int64_t>(r) * gather.x.classes * problem.grad.pixel_stride);
+        grad[r] = Packet<T, V>::load(from + r * gather.x.classes * static_cast<int>(problem.grad.pixel_stride));
     }
     const T* image = problem.source.data + strip.image * problem.source.batch_stride + strip.channel;
 #pragma unroll
@@ -50,13 +50,17 @@ __global__ void __launch_bounds__(kBlockThreads) weight_gradient_kernel(WeightGr
       const bool live = source_pixel(gather.y, position, y);
       Packet<T, V> pixels[R + K - 1];
       load_row<T, V>(gather.x, image + static_cast<int64_t>(y) * gather.source_width * problem.source.pixel_stride,
-                     problem.source.pixel_stride, live, strip.x * gather.x.step + gather.x.origin, strip.count + K - 1,
-                     pixels);
+                     static_cast<int>(problem.source.pixel_stride), live, strip.x * gather.x.step + gather.x.origin,
+                     strip.count + K - 1, pixels);
+      if (problem.pre != Activation::none) {
+#pragma unroll
+        for (int j = 0; j < R + K - 1; ++j) pixels[j] = activated(pixels[j], problem.pre);
+      }
 #pragma unroll
       for (int j = 0; j < R + K - 1; ++j)
 #pragma unroll
         for (int v = 0; v < V; ++v) {
-          const A x = activate(pixels[j].at(v), problem.pre);
+          const A x = pixels[j].at(v);
 #pragma unroll
           for (int r = 0; r < R; ++r)
             if (j - r >= 0 && j - r < K) sums[i][j - r][v] = multiply_add(grad[r].at(v), x, sums[i][j - r][v]);
@@ -112,15 +116,11 @@ WeightGradient<T> cut(const Gather& gather) {
 // Calls start(packet, kernel, strip, problem) with constants.
 template <class T, class Start>
 void choose(const DepthwiseShape& shape, Start start) {
-  const Gather gather = forward_gather(shape);
-  choose_kernel<T>(gather, shape.channels % kPacketChannels<T> == 0, [&](auto packet, auto kernel, const Gather& live) {
-    constexpr int V = min_of(packet.value, 4), K = kernel.value;
-    using Packet = std::integral_constant<int, V>;
-    if constexpr (has_strips<T, V, K>)
-      if (shares_taps(live))
-        return start(Packet{}, kernel, std::integral_constant<int, kStrip>{}, cut<T, V, K, kStrip>(live));
-    start(Packet{}, kernel, std::integral_constant<int, 1>{}, cut<T, V, K, 1>(live));
-  });
+  choose_kernel<T, kSumPacketChannels<T>, kSumStrip<T>>(
+      forward_gather(shape), shape.channels % kSumPacketChannels<T> == 0,
+      [&](auto packet, auto kernel, auto strip, const Gather& gather) {
+        start(packet, kernel, strip, cut<T, packet.value, kernel.value, strip.value>(gather));
+      });
 }
 
 }  // namespace

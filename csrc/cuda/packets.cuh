@@ -2,6 +2,7 @@
 // in the type of sums.
 #pragma once
 
+#include <cstring>
 #include <type_traits>
 
 #include "../separable_conv.h"
@@ -104,5 +105,30 @@ struct alignas(sizeof(T) * V) Packet {
       return __half_as_ushort(__float2half_rn(x));
   }
 };
+
+// The activation of each channel, of two halves at a time.
+template <class T, int V>
+__device__ __forceinline__ Packet<T, V> activated(Packet<T, V> packet, Activation activation) {
+  if constexpr (sizeof(T) == 2 && V > 1) {
+    using Pair = std::conditional_t<std::is_same_v<T, __half>, __half2, __nv_bfloat162>;
+    Pair zero, six;
+    from_accumulator(0.0f, zero.x);
+    from_accumulator(6.0f, six.x);
+    zero.y = zero.x;
+    six.y = six.x;
+#pragma unroll
+    for (int i = 0; i < V / 2; ++i) {
+      Pair pair;
+      memcpy(&pair, &packet.words[i], sizeof(pair));
+      if (activation != Activation::none) pair = __hmax2_nan(pair, zero);
+      if (activation == Activation::relu6) pair = __hmin2_nan(pair, six);
+      memcpy(&packet.words[i], &pair, sizeof(pair));
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < V; ++i) packet.set(i, activate(packet.at(i), activation));
+  }
+  return packet;
+}
 
 }  // namespace densecrf::cuda

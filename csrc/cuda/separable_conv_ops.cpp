@@ -63,9 +63,12 @@ Tensor aligned(const Tensor& tensor) {
 }
 
 void check_sides(const DepthwiseShape& shape) {
-  for (const Pair& size : {shape.size, shape.out_size})
+  for (const Pair& size : {shape.size, shape.out_size}) {
     TORCH_CHECK_VALUE(size.y <= kMaxSide && size.x <= kMaxSide, "an image must be at most ", kMaxSide,
                       " pixels high and wide on a GPU, with its padding, got ", size.y, " x ", size.x);
+    TORCH_CHECK_VALUE(size.x * shape.channels <= kMaxRow, "a row of an image must have at most ", kMaxRow,
+                      " numbers on a GPU, got ", size.x, " pixels of ", shape.channels, " channels");
+  }
 }
 
 template <class T>

@@ -59,3 +59,15 @@ inline float __high2float(__half2 value) { return __half2float(value.y); }
 inline __half2 __floats2half2_rn(float x, float y) { return __half2{__float2half_rn(x), __float2half_rn(y)}; }
 inline __half2 __float22half2_rn(float2 value) { return __floats2half2_rn(value.x, value.y); }
 inline float2 __half22float2(__half2 value) { return float2{__half2float(value.x), __half2float(value.y)}; }
+
+// unlike max and min of floats, these keep a NaN
+inline __half __hmax_nan(__half a, __half b) {
+  const float x = __half2float(a), y = __half2float(b);
+  return x != x || x > y ? a : b;
+}
+inline __half __hmin_nan(__half a, __half b) {
+  const float x = __half2float(a), y = __half2float(b);
+  return x != x || x < y ? a : b;
+}
+inline __half2 __hmax2_nan(__half2 a, __half2 b) { return __half2{__hmax_nan(a.x, b.x), __hmax_nan(a.y, b.y)}; }
+inline __half2 __hmin2_nan(__half2 a, __half2 b) { return __half2{__hmin_nan(a.x, b.x), __hmin_nan(a.y, b.y)}; }
