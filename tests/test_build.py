@@ -105,6 +105,29 @@ def test_reference_runs_without_library_after_one_warning(without_library: str, 
     torch.testing.assert_close(*numbers)
 
 
+CONVOLUTION = """
+import torch, densecrf_cuda
+x = torch.linspace(-1, 1, 60).reshape(1, 3, 4, 5).requires_grad_()
+weights = torch.linspace(0, 1, 27).reshape(3, 1, 3, 3), torch.linspace(-1, 0, 6).reshape(2, 3)
+result = densecrf_cuda.atrous_separable_conv2d(x, *weights, dilation=2, activation="relu")
+(gradient,) = torch.autograd.grad(result.sum(), x)
+buffer = torch.zeros(1, 4, 4, 5)
+with torch.no_grad():
+    densecrf_cuda.atrous_separable_conv2d(x, *weights, dilation=2, activation="relu", out=buffer[:, 1:3])
+print(densecrf_cuda.HAS_EXTENSION, torch.cat((buffer, gradient), 1).tolist())
+"""
+
+
+def test_reference_convolves_without_library(without_library: str, tmp_path: Path) -> None:
+    env = {"PYTHONPATH": without_library, "DENSECRF_REQUIRE_EXTENSION": "", "PYTHONWARNINGS": "ignore"}
+    results = [run_python(CONVOLUTION, tmp_path, **settings) for settings in (env, {})]
+    assert [result.returncode for result in results] == [0, 0], results[0].stderr + results[1].stderr
+    (bare_has, bare_values), (full_has, full_values) = (result.stdout.split(" ", 1) for result in results)
+    assert (bare_has, full_has) == ("False", "True")
+    numbers = [torch.tensor([float(n) for n in re.findall(r"[-\d.e]+", text)]) for text in (bare_values, full_values)]
+    torch.testing.assert_close(*numbers)
+
+
 def test_required_library_that_is_missing_is_an_import_error(without_library: str, tmp_path: Path) -> None:
     result = run_python("import densecrf_cuda", tmp_path, PYTHONPATH=without_library, DENSECRF_REQUIRE_EXTENSION="1")
     line = result.stderr.strip().splitlines()[-1]
