@@ -13,38 +13,39 @@ constexpr int kBlockRows = 6;
 constexpr int kBlockRows = 3;
 #endif
 
+// Rows of b that are fetched into the first cache in advance.
+constexpr int kRowsAhead = 8;
+
 // The sums are an array whose indices are constants from the start: a loop over them, unrolled late, would keep the
 // array in memory.
 template <class F, int Vectors, int... I>
-inline __attribute__((always_inline)) void multiply_block(const ProductBlock<F>& block,
+inline __attribute__((always_inline)) void multiply_block(const ProductBlock<F>& block, F* sums,
                                                           std::integer_sequence<int, I...>) {
   constexpr int width = kWidth<F>;
   using V = Vector<F, width>;
   V sum[sizeof...(I)] = {};
-  if (block.accumulate) ((sum[I] = load<V>(block.sums + (I / Vectors * 2 + I % Vectors) * width)), ...);
   const F* b = block.b;
-  for (int64_t k = 0; k < block.depth; ++k, b += 2 * width)
+  const F* ahead = block.ahead;
+  for (int64_t k = 0; k < block.depth; ++k, b += 2 * width, ahead += block.ahead_step) {
+    __builtin_prefetch(b + kRowsAhead * 2 * width, 0, 3);
+    __builtin_prefetch(ahead, 0, 2);
     ((sum[I] = multiply_add(broadcast<V>(block.a[I / Vectors * block.a_stride + k]), load<V>(b + I % Vectors * width),
                             sum[I])),
      ...);
-  (store(block.sums + (I / Vectors * 2 + I % Vectors) * width, sum[I]), ...);
+  }
+  (store(sums + (I / Vectors * 2 + I % Vectors) * width, sum[I]), ...);
 }
 
 template <class F, int Rows, int Vectors>
-void multiply_rows(const ProductBlock<F>& block) {
-  multiply_block<F, Vectors>(block, std::make_integer_sequence<int, Rows * Vectors>{});
+void multiply_rows(const ProductBlock<F>& block, F* sums) {
+  multiply_block<F, Vectors>(block, sums, std::make_integer_sequence<int, Rows * Vectors>{});
 }
 
 template <class F, int... I>
-inline void multiply_any(const ProductBlock<F>& block, std::integer_sequence<int, I...>) {
-  using Function = void (*)(const ProductBlock<F>&);
+inline void multiply_any(const ProductBlock<F>& block, F* sums, std::integer_sequence<int, I...>) {
+  using Function = void (*)(const ProductBlock<F>&, F*);
   static constexpr Function one[] = {multiply_rows<F, I + 1, 1>...}, two[] = {multiply_rows<F, I + 1, 2>...};
-  (block.vectors == 1 ? one : two)[block.rows - 1](block);
-}
-
-template <class F>
-void multiply(const ProductBlock<F>& block) {
-  multiply_any(block, std::make_integer_sequence<int, kBlockRows>{});
+  (block.vectors == 1 ? one : two)[block.rows - 1](block, sums);
 }
 
 template <int Half, class V, int... I>
@@ -94,12 +95,11 @@ inline void for_parts(int64_t length, int64_t at, Function function) {
 }
 
 template <class F>
-void finish(const FinishBlock<F>& block) {
+inline void finish_sums(const F* sums, int64_t sums_stride, const FinishBlock<F>& block) {
   const Bounds<F> bounds(block.affine.activation);
   const F* scale = block.affine.scale;
   const F* shift = block.affine.shift;
-  for (int64_t r = 0; r < block.rows; ++r) {
-    const F* sums = block.sums + r * block.sums_stride;
+  for (int64_t r = 0; r < block.rows; ++r, sums += sums_stride) {
     const F* residual = block.residual ? block.residual + r * block.residual_stride : nullptr;
     F* out = block.out + r * block.out_stride;
     for_parts<F, kWidth<F>>(block.columns, 0, [&](auto lanes, int64_t at) {
@@ -111,6 +111,23 @@ void finish(const FinishBlock<F>& block) {
       store(out + at, bounds(x));
     });
   }
+}
+
+template <class F>
+void finish(const FinishBlock<F>& block) {
+  finish_sums(block.out, block.out_stride, block);
+}
+
+template <class F>
+void multiply(const ProductBlock<F>& product, const FinishBlock<F>& block) {
+  constexpr int columns = 2 * kWidth<F>;
+  for (int64_t r = 0; r < block.rows; ++r) {
+    __builtin_prefetch(block.out + r * block.out_stride, 1, 3);
+    __builtin_prefetch(block.out + r * block.out_stride + block.columns - 1, 1, 3);
+  }
+  alignas(64) F sums[kBlockRows * columns];
+  multiply_any(product, sums, std::make_integer_sequence<int, kBlockRows>{});
+  finish_sums(sums, columns, block);
 }
 
 template <class F>

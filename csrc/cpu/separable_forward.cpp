@@ -17,21 +17,12 @@ int64_t buffer_size() {
   return cache / 2 / static_cast<int64_t>(sizeof(T));
 }
 
-// Depth of a product whose operands stay in the first cache.
-constexpr int64_t kDepth = 384;
-
 // Rows that are a multiple of half a page apart compete for the same places of the first cache.
 template <class T>
 int64_t spread_stride(int64_t length) {
   const int64_t line = 64 / static_cast<int64_t>(sizeof(T));
   const int64_t stride = ceil_div(length, line) * line;
   return stride * sizeof(T) % 2048 == 0 ? stride + line : stride;
-}
-
-// Calls function(depth, end) for stretches of [0, channels); once, with nothing, where there are none.
-template <class Function>
-void for_depths(int64_t channels, Function function) {
-  for (int64_t k = 0; k == 0 || k < channels; k += kDepth) function(k, std::min(k + kDepth, channels));
 }
 
 // Cuts [begin, end) into parts of nearly the same length, none longer than `longest`, each a multiple of `unit` but the
@@ -82,12 +73,12 @@ class ForwardOfChannels {
     const int64_t longest = std::max<int64_t>(buffer_size<T>() / stride_ / rows, 1) * rows;
     pool_.parallel_for(ceil_div(pixels, rows), 1, [&](int64_t begin, int64_t end) {
       const int64_t size = std::min(longest, (end - begin) * rows);
-      const Buffer<T> buffer(size * stride_), sums(size * columns_);
+      const Buffer<T> buffer(size * stride_);
       for_even_parts(begin * rows, std::min(end * rows, pixels), longest, rows, [&](int64_t first, int64_t last) {
         for_images(first, last, [&](int64_t image, int64_t pixel, int64_t count, int64_t at) {
           depthwise_.compute(image, pixel, pixel + count, buffer.data() + at * stride_, stride_);
         });
-        multiply(first, last, buffer.data(), sums.data());
+        multiply(first, last, buffer.data());
       });
     });
   }
@@ -104,22 +95,22 @@ class ForwardOfChannels {
     }
   }
 
-  void multiply(int64_t first, int64_t last, const T* buffer, T* sums) const {
+  void multiply(int64_t first, int64_t last, const T* buffer) const {
+    const int64_t size = depth_ * columns_, ahead_step = ceil_div(columns_, ceil_div(last - first, kernels_.rows));
     for (int64_t p = 0; p < panels_; ++p) {
       const int64_t channel = p * columns_, columns = std::min(columns_, problem_.out_channels - channel);
       const int vectors = columns > kernels_.lanes ? 2 : 1;
-      const T* panel = weights_.data() + p * depth_ * columns_;
-      for_depths(depth_, [&](int64_t k, int64_t k_end) {
-        for (int64_t row = 0; row < last - first; row += kernels_.rows)
-          kernels_.multiply({static_cast<int>(std::min<int64_t>(kernels_.rows, last - first - row)), vectors, k > 0,
-                             k_end - k, buffer + row * stride_ + k, stride_, panel + k * columns_,
-                             sums + row * columns_});
-      });
+      const T* ahead = weights_.data() + (p + 1 < panels_ ? p + 1 : 0) * size;
       for_images(first, last, [&](int64_t image, int64_t pixel, int64_t count, int64_t at) {
-        kernels_.finish({count, columns, sums + at * columns_, columns_, affine_from(problem_.affine, channel), true,
-                         residual_at(problem_, image, pixel, channel), problem_.residual.pixel_stride,
-                         out_.data + image * out_.batch_stride + pixel * out_.pixel_stride + channel,
-                         out_.pixel_stride});
+        for (int64_t row = 0; row < count; row += kernels_.rows, ahead += depth_ * ahead_step) {
+          const int64_t rows = std::min<int64_t>(kernels_.rows, count - row);
+          kernels_.multiply(
+              {static_cast<int>(rows), vectors, depth_, buffer + (at + row) * stride_, stride_,
+               weights_.data() + p * size, ahead, ahead_step},
+              {rows, columns, affine_from(problem_.affine, channel), true,
+               residual_at(problem_, image, pixel + row, channel), problem_.residual.pixel_stride,
+               out_.data + image * out_.batch_stride + (pixel + row) * out_.pixel_stride + channel, out_.pixel_stride});
+        }
       });
     }
   }
@@ -162,7 +153,7 @@ class ForwardOfPixels {
     const int64_t longest = std::max<int64_t>(buffer_size<T>() / std::max<int64_t>(depth_ * columns_, 1), 1);
     pool_.parallel_for(panels, 1, [&](int64_t begin, int64_t end) {
       const int64_t size = std::min(longest, end - begin);
-      const Buffer<T> buffer(size * depth_ * columns_), sums(size * kernels_.rows * columns_);
+      const Buffer<T> buffer(size * depth_ * columns_);
       for_even_parts(begin, end, longest, 1, [&](int64_t first, int64_t last) {
         std::vector<PixelRange> ranges;
         for (int64_t p = first; p < last; ++p) {
@@ -171,29 +162,28 @@ class ForwardOfPixels {
         }
         depthwise_.compute(depthwise_.taps_of(ranges, 2), 0, depth_, buffer.data(), columns_, depth_ * columns_,
                            kernels_.lanes);
-        multiply(ranges, buffer.data(), sums.data());
+        multiply(ranges, buffer.data());
       });
     });
   }
 
  private:
-  void multiply(const std::vector<PixelRange>& ranges, const T* buffer, T* sums) const {
-    const int64_t panels = static_cast<int64_t>(ranges.size());
+  void multiply(const std::vector<PixelRange>& ranges, const T* buffer) const {
+    const int64_t ahead_step = ceil_div(kernels_.rows, static_cast<int64_t>(ranges.size()));
     for (int64_t channel = 0; channel < problem_.out_channels; channel += kernels_.rows) {
       const int64_t rows = std::min<int64_t>(kernels_.rows, problem_.out_channels - channel);
-      for_depths(depth_, [&](int64_t k, int64_t k_end) {
-        for (int64_t p = 0; p < panels; ++p)
-          kernels_.multiply({static_cast<int>(rows), ranges[p].count > kernels_.lanes ? 2 : 1, k > 0, k_end - k,
-                             weights_ + channel * stride_ + k, stride_, buffer + (p * depth_ + k) * columns_,
-                             sums + p * kernels_.rows * columns_});
-      });
-      for (int64_t p = 0; p < panels; ++p)
-        kernels_.finish(
-            {rows, ranges[p].count, sums + p * kernels_.rows * columns_, columns_,
-             affine_from(problem_.affine, channel), false,
-             residual_at(problem_, ranges[p].image, ranges[p].first, channel), problem_.residual.channel_stride,
-             out_.data + ranges[p].image * out_.batch_stride + ranges[p].first + channel * out_.channel_stride,
-             out_.channel_stride});
+      const T* ahead = weights_ + (channel + rows < problem_.out_channels ? channel + rows : 0) * stride_;
+      const T* panel = buffer;
+      for (const PixelRange& range : ranges) {
+        kernels_.multiply({static_cast<int>(rows), range.count > kernels_.lanes ? 2 : 1, depth_,
+                           weights_ + channel * stride_, stride_, panel, ahead, ahead_step},
+                          {rows, range.count, affine_from(problem_.affine, channel), false,
+                           residual_at(problem_, range.image, range.first, channel), problem_.residual.channel_stride,
+                           out_.data + range.image * out_.batch_stride + range.first + channel * out_.channel_stride,
+                           out_.channel_stride});
+        panel += depth_ * columns_;
+        ahead += depth_ * ahead_step;
+      }
     }
   }
 
@@ -240,8 +230,7 @@ void finish_pointwise(const SeparableProblem<T>& problem, const ImageView<T>& ou
         while (begin < end) {
           const int64_t image = begin / rows, row = begin - image * rows, count = std::min(rows - row, end - begin);
           T* data = out.data + image * out.batch_stride + row * stride;
-          kernels.finish({count, columns, data, stride, by_column ? problem.affine : affine_from(problem.affine, row),
-                          by_column,
+          kernels.finish({count, columns, by_column ? problem.affine : affine_from(problem.affine, row), by_column,
                           by_column ? residual_at(problem, image, row, 0) : residual_at(problem, image, 0, row),
                           residual_stride, data, stride});
           begin += count;

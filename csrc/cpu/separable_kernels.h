@@ -32,25 +32,23 @@ struct PixelTile {
   int64_t out_stride, panel_stride;
 };
 
-// sums[r, n] (+)= sum over k of a[r · a_stride + k] · b[k, n] for n in the first `vectors` of the two vectors of a row
-// of b and of sums.
+// sums[r, n] = sum over k of a[r · a_stride + k] · b[k, n], with rows of two vectors in b, of which `vectors` are used.
+// Meanwhile depth · ahead_step numbers from `ahead` on are fetched: what later blocks will read for the first time.
 template <class T>
 struct ProductBlock {
   int rows, vectors;
-  bool accumulate;
   int64_t depth;
   const T* a;
   int64_t a_stride;
   const T* b;
-  T* sums;
+  const T* ahead;
+  int64_t ahead_step;
 };
 
 // out = activation(scale · sums + shift + residual), with a scale and a shift for each column or for each row.
 template <class T>
 struct FinishBlock {
   int64_t rows, columns;
-  const T* sums;
-  int64_t sums_stride;
   Affine<T> affine;
   bool by_column;
   const T* residual;  // or null
@@ -70,8 +68,8 @@ struct SeparableKernels {
   void (*depthwise_pixels)(const PixelTile<T>& tile);
   // panel [depth, two vectors] = matrix [columns, depth] transposed, with zeros where there are fewer columns
   void (*pack)(const T* matrix, int64_t depth, int64_t columns, T* panel);
-  void (*multiply)(const ProductBlock<T>& block);
-  // `out` may be `sums`
+  void (*multiply)(const ProductBlock<T>& product, const FinishBlock<T>& finish);
+  // the same with `out` for the sums
   void (*finish)(const FinishBlock<T>& block);
 };
 
