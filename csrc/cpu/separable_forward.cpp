@@ -10,11 +10,11 @@
 namespace densecrf {
 namespace {
 
-// Numbers of a buffer of depthwise results: half of the second cache, the other half is for what streams past it.
+// Numbers of a buffer of depthwise results, which is a `part` of the second cache; the rest is for what streams past.
 template <class T>
-int64_t buffer_size() {
+int64_t buffer_size(int part) {
   static const int64_t cache = std::clamp<int64_t>(sysconf(_SC_LEVEL2_CACHE_SIZE), int64_t(1) << 19, int64_t(1) << 21);
-  return cache / 2 / static_cast<int64_t>(sizeof(T));
+  return cache / part / static_cast<int64_t>(sizeof(T));
 }
 
 // Rows that are a multiple of half a page apart compete for the same places of the first cache.
@@ -70,7 +70,7 @@ class ForwardOfChannels {
   void run() const {
     const DepthwiseShape& shape = problem_.depthwise.shape;
     const int64_t pixels = shape.batch * shape.out_pixels(), rows = kernels_.rows;
-    const int64_t longest = std::max<int64_t>(buffer_size<T>() / stride_ / rows, 1) * rows;
+    const int64_t longest = std::max<int64_t>(buffer_size<T>(4) / stride_ / rows, 1) * rows;
     pool_.parallel_for(ceil_div(pixels, rows), 1, [&](int64_t begin, int64_t end) {
       const int64_t size = std::min(longest, (end - begin) * rows);
       const Buffer<T> buffer(size * stride_);
@@ -150,7 +150,7 @@ class ForwardOfPixels {
   void run() const {
     const DepthwiseShape& shape = problem_.depthwise.shape;
     const int64_t image_panels = ceil_div(shape.out_pixels(), columns_), panels = shape.batch * image_panels;
-    const int64_t longest = std::max<int64_t>(buffer_size<T>() / std::max<int64_t>(depth_ * columns_, 1), 1);
+    const int64_t longest = std::max<int64_t>(buffer_size<T>(2) / std::max<int64_t>(depth_ * columns_, 1), 1);
     pool_.parallel_for(panels, 1, [&](int64_t begin, int64_t end) {
       const int64_t size = std::min(longest, end - begin);
       const Buffer<T> buffer(size * depth_ * columns_);
