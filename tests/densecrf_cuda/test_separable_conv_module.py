@@ -117,6 +117,31 @@ def test_training(conv: AtrousSeparableConv2d) -> None:
     torch.testing.assert_close(conv.eval()(image()), expected.eval()(image()), **EXACT)
 
 
+def test_every_device(device: torch.device) -> None:
+    conv = make(dilation=2, pre_activation="relu").to(device)
+    x = image(1, 4, 5, 6).to(device).requires_grad_()
+    for training in (True, False):
+        expected = sequential(conv.train(training))
+        grads, wanted = (
+            torch.autograd.grad(module(x).square().mean(), [x, *module.parameters()]) for module in (conv, expected)
+        )
+        for grad, wants in zip(grads, wanted):
+            torch.testing.assert_close(grad, wants, **EXACT)
+
+
+def test_training_keeps_no_map_between_the_convolutions() -> None:
+    """Input, what the second norm is given, and the result: the only tensors of an image's size that are kept."""
+    conv, kept = make(stride=2), []
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept.append(tuple(tensor.shape))
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        conv(image().requires_grad_())
+    assert {shape for shape in kept if shape[2:] not in ((), (1, 1), (3, 3))} == {(2, 4, 9, 8), (2, 6, 5, 4)}
+
+
 @pytest.mark.parametrize("frozen", [("depthwise_bn",), ("bn",), ("depthwise_bn", "bn")])
 def test_frozen_norms_in_training(frozen: tuple[str, ...]) -> None:
     """`bn.eval()` freezes the statistics alone: weight and bias of the norm still get their gradients."""
