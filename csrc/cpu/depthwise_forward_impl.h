@@ -35,28 +35,26 @@ inline void with_bounds(Activation activation, Function function) {
   function(Bounds<F>(activation));
 }
 
-// The next channels of each line are fetched on the way: lines are too far apart for the processor to foresee that.
-template <int Lanes, int Vectors, int Lines, class F, class Pre, class Finish>
+// Some lines by some vectors, numbered I. The sums are an array whose indices are constants from the start: a loop over
+// them, unrolled late, would keep the array in memory. The next channels of each line are fetched on the way, for lines
+// are too far apart for the processor to foresee that.
+template <int Lanes, int Vectors, class F, class Pre, class Finish, int... I>
 inline void depthwise_block(const GatherTap<F>* taps, int live, const GatherPanel<F>& panel, int64_t line, int64_t at,
-                            Pre pre, Finish finish) {
+                            Pre pre, Finish finish, std::integer_sequence<int, I...>) {
   using V = Vector<F, Lanes>;
-  V sum[Lines][Vectors];
-  for (int p = 0; p < Lines; ++p)
-    for (int v = 0; v < Vectors; ++v) sum[p][v] = V{};
-  for (int t = 0; t < live; ++t) {
-    const F* source = taps[t].source + line * panel.source_stride + at;
-    V weight[Vectors];
-    for (int v = 0; v < Vectors; ++v) weight[v] = load<V>(taps[t].weight + at + v * Lanes);
-    for (int p = 0; p < Lines; ++p)
-      for (int v = 0; v < Vectors; ++v)
-        __builtin_prefetch(source + p * panel.source_stride + (Vectors + v) * Lanes, 0, 3);
-    for (int p = 0; p < Lines; ++p)
-      for (int v = 0; v < Vectors; ++v)
-        sum[p][v] = multiply_add(weight[v], pre(load<V>(source + p * panel.source_stride + v * Lanes)), sum[p][v]);
+  V sum[sizeof...(I)] = {};
+  const auto add_tap = [&](const F* source, const F* weight, V& total) {
+    __builtin_prefetch(source + Vectors * Lanes, 0, 3);
+    total = multiply_add(load<V>(weight), pre(load<V>(source)), total);
+  };
+  for (const GatherTap<F>* tap = taps; tap != taps + live; ++tap) {
+    const F* source = tap->source + line * panel.source_stride + at;
+    const F* weight = tap->weight + at;
+    (add_tap(source + I / Vectors * panel.source_stride + I % Vectors * Lanes, weight + I % Vectors * Lanes, sum[I]),
+     ...);
   }
-  for (int v = 0; v < Vectors; ++v)
-    for (int p = 0; p < Lines; ++p)
-      store(panel.out + (line + p) * panel.out_stride + at + v * Lanes, finish(sum[p][v], at + v * Lanes));
+  F* out = panel.out + line * panel.out_stride + at;
+  (store(out + I / Vectors * panel.out_stride + I % Vectors * Lanes, finish(sum[I], at + I % Vectors * Lanes)), ...);
 }
 
 template <class F>
@@ -73,8 +71,10 @@ void depthwise_channels(const GatherTap<F>* taps, int live, const GatherPanel<F>
         return bounds(sum);
       };
       int64_t line = 0;
-      for (; line + 4 <= panel.count; line += 4) depthwise_block<L, N, 4>(taps, live, panel, line, at, pre, finish);
-      for (; line < panel.count; ++line) depthwise_block<L, N, 1>(taps, live, panel, line, at, pre, finish);
+      for (; line + 4 <= panel.count; line += 4)
+        depthwise_block<L, N>(taps, live, panel, line, at, pre, finish, std::make_integer_sequence<int, 4 * N>{});
+      for (; line < panel.count; ++line)
+        depthwise_block<L, N>(taps, live, panel, line, at, pre, finish, std::make_integer_sequence<int, N>{});
     });
   });
 }
@@ -131,43 +131,44 @@ inline V load_pixels(const F* p, uint32_t lanes) {
   }
 }
 
-// `ahead` is the next channel, whose pixels are fetched on the way.
-template <int Step, class F, class Pre>
-inline Vector<F, kWidth<F>> depthwise_vector(const PixelTap* tap, const PixelTap* end, const F* source, const F* ahead,
-                                             const F* weight, Pre pre) {
+// Neighbouring channels, numbered I, share the look at each tap. The channels after them are fetched on the way.
+template <int Step, class F, class Pre, int... I>
+inline void depthwise_planes(const PixelTile<F>& tile, int64_t channel, Pre pre, std::integer_sequence<int, I...>) {
   using V = Vector<F, kWidth<F>>;
-  V sum{};
-  for (; tap != end; ++tap) {
-    __builtin_prefetch(ahead + tap->source, 0, 3);
-    sum =
-        multiply_add(broadcast<V>(weight[tap->tap]), pre(load_pixels<Step, V>(source + tap->source, tap->lanes)), sum);
+  const Bounds<F> bounds(tile.affine.activation);
+  const int64_t ahead = sizeof...(I) * tile.source_stride;
+  const F* source = tile.source + channel * tile.source_stride;
+  const F* weight = tile.weight + channel * tile.kernel_taps;
+  const auto add_tap = [&](const F* pixels, uint32_t lanes, F factor, V& total) {
+    __builtin_prefetch(pixels + ahead, 0, 3);
+    total = multiply_add(broadcast<V>(factor), pre(load_pixels<Step, V>(pixels, lanes)), total);
+  };
+  for (int64_t v = 0; v < tile.vectors; ++v) {
+    const int64_t count = v + 1 < tile.vectors ? kWidth<F> : tile.last_lanes;
+    F* out = tile.out + channel * tile.out_stride + v / 2 * tile.panel_stride + v % 2 * kWidth<F>;
+    const auto finish = [&](V total, int64_t c) {
+      if (tile.affine.scale) total *= broadcast<V>(tile.affine.scale[channel + c]);
+      if (tile.affine.shift) total += broadcast<V>(tile.affine.shift[channel + c]);
+      total = bounds(total);
+      if (count == kWidth<F>) return store(out + c * tile.out_stride, total);
+      for (int64_t l = 0; l < count; ++l) out[c * tile.out_stride + l] = total[l];
+    };
+    V sum[sizeof...(I)] = {};
+    const PixelTap* end = tile.taps + tile.first[v + 1];
+    for (const PixelTap* tap = tile.taps + tile.first[v]; tap != end; ++tap) {
+      const F* pixels = source + tap->source;
+      const F* factor = weight + tap->tap;
+      (add_tap(pixels + I * tile.source_stride, tap->lanes, factor[I * tile.kernel_taps], sum[I]), ...);
+    }
+    (finish(sum[I], I), ...);
   }
-  return sum;
 }
 
 template <int Step, class F, class Pre>
 inline void depthwise_tile(const PixelTile<F>& tile, Pre pre) {
-  using V = Vector<F, kWidth<F>>;
-  const Bounds<F> bounds(tile.affine.activation);
-  for (int64_t c = 0; c < tile.channels; ++c) {
-    const F* source = tile.source + c * tile.source_stride;
-    const F* ahead = source + tile.source_stride;
-    const F* weight = tile.weight + c * tile.kernel_taps;
-    const V scale = broadcast<V>(tile.affine.scale ? tile.affine.scale[c] : F(1));
-    const V shift = broadcast<V>(tile.affine.shift ? tile.affine.shift[c] : F(0));
-    F* out = tile.out + c * tile.out_stride;
-    for (int64_t v = 0; v < tile.vectors; ++v) {
-      const V sum =
-          depthwise_vector<Step>(tile.taps + tile.first[v], tile.taps + tile.first[v + 1], source, ahead, weight, pre);
-      const V result = bounds(V(scale * sum + shift));
-      F* to = out + v / 2 * tile.panel_stride + v % 2 * kWidth<F>;
-      if (v + 1 < tile.vectors || tile.last_lanes == kWidth<F>) {
-        store(to, result);
-      } else {
-        for (int l = 0; l < tile.last_lanes; ++l) to[l] = result[l];
-      }
-    }
-  }
+  int64_t c = 0;
+  for (; c + 4 <= tile.channels; c += 4) depthwise_planes<Step>(tile, c, pre, std::make_integer_sequence<int, 4>{});
+  for (; c < tile.channels; ++c) depthwise_planes<Step>(tile, c, pre, std::make_integer_sequence<int, 1>{});
 }
 
 template <class F>

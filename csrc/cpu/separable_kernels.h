@@ -25,7 +25,7 @@ struct PixelTile {
   int64_t source_stride;  // from channel to channel
   int step;               // 1 or 2
   const T* weight;        // [channels, kernel²]
-  int kernel_taps;
+  int64_t kernel_taps;
   Activation pre;
   Affine<T> affine;
   T* out;
