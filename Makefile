@@ -53,7 +53,7 @@ test: dev
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(TEST_JOBS) --dist loadfile $(TESTS)
 
 doctest: dev
-	$(BIN)/pytest -c pyproject.toml --rootdir=. --doctest-modules --pyargs densecrf_cuda
+	$(BIN)/pytest -c pyproject.toml --rootdir=. --doctest-modules --pyargs densecrf_cuda deeplab
 
 docs: dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir build/site
@@ -69,7 +69,7 @@ format: $(VENV)/.stamp-dev-$(DEV)
 	$(BIN)/clang-format -i $(CXX_FILES)
 
 types: dev
-	$(BIN)/mypy densecrf_cuda
+	$(BIN)/mypy densecrf_cuda deeplab
 
 ctest: $(VENV)/.stamp-dev-$(DEV)
 	$(BIN)/cmake -S . -B build/ctest-$(SANITIZE) -G Ninja -DWITH_TORCH=OFF -DDENSECRF_SANITIZE=$(SANITIZE) \
@@ -96,6 +96,7 @@ gpu-test: dev
 
 gpu-bench: dev $(VENV)/.stamp-bench-$(DEV)
 	$(BIN)/python benchmarks/gpu/bench_mean_field_gpu.py
+	$(BIN)/python benchmarks/gpu/bench_separable_conv_gpu.py
 
 resources: $(VENV)/.stamp-torch
 	$(BIN)/python benchmarks/gpu/resources.py --archs "$(DEV_ARCHS)"
