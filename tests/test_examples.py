@@ -20,6 +20,9 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 def load(name: str) -> ModuleType:
     pytest.importorskip("PIL", reason="Pillow is not installed")
     pytest.importorskip("skimage", reason="scikit-image is not installed")
+    if name == "train_with_crf":
+        pytest.importorskip("torchvision", reason="torchvision is not installed")
+        pytest.importorskip("matplotlib", reason="matplotlib is not installed")
     spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -76,6 +79,12 @@ def train_bandwidths(example: ModuleType, picture: Path) -> None:
     assert right["no CRF"] < right["before"] < right["after"] - 0.03
 
 
+def train_with_crf(example: ModuleType, picture: Path) -> None:
+    iou = example.main(["--shrink", "4", "--steps", "8", "--figure", str(picture)])
+    for place, learned in enumerate(iou["learned"]):  # near the boundaries, and everywhere
+        assert learned > 0.03 + max(iou["no CRF"][place], iou["as it begins"][place])
+
+
 def video(example: ModuleType, picture: Path) -> None:
     merits = example.main(frames=8, output=picture)
     assert merits["as one film"][0] > merits["before"][0] + 0.06
@@ -103,6 +112,7 @@ CHECKS: dict[str, Callable[[ModuleType, Path], None]] = {
         refine_photo,
         scribbles,
         train_bandwidths,
+        train_with_crf,
         video,
         volume,
         weak_supervision,
