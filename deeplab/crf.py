@@ -151,6 +151,7 @@ def with_crf(
     Zheng et al., "Conditional random fields as recurrent neural networks", 2015, section 6.
 
     Example:
+        >>> import deeplab
         >>> from densecrf_cuda import CRFRNN
         >>> network = deeplab.deeplabv1(num_classes=3)
         >>> model = deeplab.with_crf(network, CRFRNN(3), scale=0.5)

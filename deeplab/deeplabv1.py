@@ -59,6 +59,8 @@ def deeplabv1(
     connected CRFs", 2015, sections 3.1, 3.2 and 4.1, tables 1 and 2.
 
     Example:
+        >>> import torch
+        >>> import deeplab
         >>> with torch.device("meta"):
         ...     model = deeplab.deeplabv1(variant="largefov")
         >>> sum(parameter.numel() for parameter in model.parameters())

@@ -58,6 +58,8 @@ def deeplabv2(
     atrous convolution, and fully connected CRFs", 2016, sections 3 and 4.1, figures 4 and 7.
 
     Example:
+        >>> import torch
+        >>> import deeplab
         >>> with torch.device("meta"):
         ...     model = deeplab.deeplabv2()
         >>> sum(parameter.numel() for parameter in model.parameters())

@@ -32,6 +32,7 @@ def output_loss(
         ValueError: weights of outputs that there are none of, or no weights at all.
 
     Example:
+        >>> import deeplab
         >>> outputs = {"out": torch.zeros(1, 2, 4, 4), "aux": torch.zeros(1, 2, 4, 4)}
         >>> deeplab.output_loss(outputs, torch.zeros(1, 4, 4, dtype=torch.long), {"out": 1.0, "aux": 0.5})
         tensor(1.0397)

@@ -33,6 +33,7 @@ class MultiScale(nn.Module):
     atrous convolution, and fully connected CRFs", 2016, section 4.1.2.
 
     Example:
+        >>> import deeplab
         >>> model = deeplab.MultiScale(deeplab.deeplabv2(backbone="vgg16", aspp="largefov"))
         >>> logits = model.train()(torch.zeros(1, 3, 65, 65))
         >>> sorted(logits)

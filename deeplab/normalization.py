@@ -20,6 +20,7 @@ class Normalization(NamedTuple):
         bgr: whether that order is blue, green, red.
 
     Example:
+        >>> import deeplab
         >>> image = torch.full((1, 3, 2, 2), 255.0)
         >>> deeplab.NORMALIZATIONS["tf"].normalize(image).unique()
         tensor([1.])

@@ -43,6 +43,7 @@ def list_models(family: str = "") -> list[str]:
         family: what the names begin with: "deeplabv1", "deeplabv2", "deeplabv3_" or "deeplabv3plus".
 
     Example:
+        >>> import deeplab
         >>> deeplab.list_models("deeplabv1")[:4]
         ['deeplabv1_7x7', 'deeplabv1_4x4', 'deeplabv1_4x4-r8', 'deeplabv1_largefov']
     """
@@ -61,6 +62,8 @@ def create_model(name: str, **options: Any) -> nn.Module:
         TypeError: an option that the factory does not have.
 
     Example:
+        >>> import torch
+        >>> import deeplab
         >>> with torch.device("meta"):
         ...     model = deeplab.create_model("deeplabv3plus_xception65", num_classes=19)
         >>> sum(parameter.numel() for parameter in model.parameters())

@@ -32,6 +32,7 @@ BLOCK = re.compile(r"^(?P<skip><!-- not run: .+ -->\n)?(?P<indent> *)```python\n
 FIGURES = {  # how many pictures each script draws, and what makes it quick
     "draw_lattice.py": (3, []),
     "draw_parameters.py": (8, []),
+    "draw_deeplab_v1_v2.py": (2, []),
     "draw_errors.py": (1, ["--height", "15", "--width", "20"]),
 }
 
@@ -127,6 +128,8 @@ def test_site_asks_nobody_for_anything(site: Path) -> None:
 def test_figures_can_be_drawn(script: str, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="the extra docs is not installed")
     pytest.importorskip("skimage", reason="scikit-image is not installed")
+    if "deeplab" in script:
+        pytest.importorskip("torchvision", reason="torchvision is not installed")
     draw: Callable[[list[str]], None] = runpy.run_path(str(ROOT / "docs" / "figures" / script))["main"]
     count, options = FIGURES[script]
     draw(["--output", str(tmp_path), *options])
