@@ -53,8 +53,8 @@ def parameter_groups(
         >>> groups = deeplab.parameter_groups(model, 0.007, multipliers={"classifier": 10}, weight_decay=4e-5)
         >>> for group in groups[-2:]:
         ...     print(group["name"], round(group["lr"], 3), group["weight_decay"])
-        classifier bias 0.07 0.0
         classifier depthwise 0.07 4e-05
+        classifier bias 0.07 0.0
     """
     parts = dict(multipliers or {})
     if not lr > 0:

@@ -33,6 +33,7 @@ FIGURES = {  # how many pictures each script draws, and what makes it quick
     "draw_lattice.py": (3, []),
     "draw_parameters.py": (8, []),
     "draw_deeplab_v1_v2.py": (2, []),
+    "draw_deeplab_v3.py": (2, []),
     "draw_errors.py": (1, ["--height", "15", "--width", "20"]),
 }
 
