@@ -22,8 +22,11 @@ class Backbone(nn.Module):
     """
 
     channels: dict[str, int]
-    taps: tuple[str, ...] = ("out",)
     output_stride: int
+
+    def __init__(self, taps: tuple[str, ...] = ("out",)) -> None:
+        super().__init__()
+        self.taps = taps
 
     def set_output_stride(self, output_stride: int) -> None:
         """Give "out" another stride: the same kernels with other strides and dilations, no parameter changes.

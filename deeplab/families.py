@@ -91,12 +91,18 @@ def build_backbone(
         if multi_grid is not None:
             raise ValueError(f"multi_grid must be None for {backbone!r}, got {multi_grid}")
         model = MobileNet(
-            backbone, output_stride=output_stride, layout=layout, norm=norm, tf_padding=tf_padding, weights=weights
+            backbone,
+            output_stride=output_stride,
+            layout=layout,
+            norm=norm,
+            tf_padding=tf_padding,
+            weights=weights,
+            taps=taps,
         )
     elif backbone in XCEPTIONS:
         if weights is not None:
             raise ValueError(f"weights of torchvision are of another network than {backbone!r}, got {weights}")
-        model = AlignedXception(backbone, output_stride=output_stride, multi_grid=multi_grid)
+        model = AlignedXception(backbone, output_stride=output_stride, multi_grid=multi_grid, taps=taps)
     else:
         model = ResNet(
             backbone,
@@ -107,8 +113,8 @@ def build_backbone(
             norm=norm,
             tf_padding=tf_padding,
             weights=weights,
+            taps=taps,
         )
-    model.taps = taps
     return model
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torchvision
 from torch import Tensor, nn
@@ -40,6 +39,7 @@ class MobileNet(Backbone):
         norm: a function from channels to the norm after every convolution.
         tf_padding: whether convolutions with a stride have TensorFlow's padding, for even sizes (0, 1) and not (1, 1).
         weights: torchvision's, of its classifier of images, which are downloaded.
+        taps: names of the maps that are wanted.
 
     Raises:
         ValueError: an argument out of its range.
@@ -63,38 +63,36 @@ class MobileNet(Backbone):
         norm: Callable[[int], nn.Module] = nn.BatchNorm2d,
         tf_padding: bool = False,
         weights: WeightsEnum | None = None,
+        taps: tuple[str, ...] = ("out",),
     ) -> None:
-        super().__init__()
+        super().__init__(taps)
         channels = CHANNELS[check_choice("name", name, tuple(CHANNELS))]
         self.layout = check_choice("layout", layout, LAYOUTS)
         network = getattr(torchvision.models, name)(weights=weights, norm_layer=norm)
         layers = network.features[:-1] if name == "mobilenet_v2" else network.features
         for index, layer in enumerate(layers):
             self.add_module(str(index), layer)
+        if layout == "tf" and "low" in taps:
+            self.add_module(str(LOW), TappedResidual(layers[LOW]))
         # of every spatial convolution, before any output stride is set
-        self.strides = [conv.stride[0] for _, _, conv in self._spatial()]
-        if tf_padding:
-            for parent, position, conv in list(self._spatial()):
-                if conv.stride[0] > 1:
-                    parent[position] = same_padded(conv)
+        self.strides = [conv.stride[0] for _, conv in self._spatial()]
+        for name_of_conv, conv in self._spatial() if tf_padding else []:
+            if conv.stride[0] > 1:
+                parent, _, key = name_of_conv.rpartition(".")
+                setattr(self.get_submodule(parent), key, same_padded(conv))
         self.own_dilation = name == "mobilenet_v3_large" and layout == "torch"
         self.channels = {"low": channels[layout], "aux": channels["aux"], "out": channels["out"]}
         self.set_output_stride(output_stride)
 
-    def _spatial(self) -> list[tuple[nn.Sequential, int, nn.Conv2d]]:
-        """Convolutions of more than 1×1, with where they stand."""
-        return [
-            (parent, position, conv)
-            for parent in self.modules()
-            if isinstance(parent, nn.Sequential)
-            for position, conv in enumerate(parent)
-            if isinstance(conv, nn.Conv2d) and conv.kernel_size != (1, 1)
-        ]
+    def _spatial(self) -> list[tuple[str, nn.Conv2d]]:
+        """Convolutions of more than 1×1, by name."""
+        modules = self.named_modules()
+        return [(name, conv) for name, conv in modules if isinstance(conv, nn.Conv2d) and conv.kernel_size != (1, 1)]
 
     def set_output_stride(self, output_stride: int) -> None:
         self.output_stride = check_output_stride(output_stride)
         atrous = Atrous(self.output_stride)
-        for (_, _, conv), wanted in zip(self._spatial(), self.strides):
+        for (_, conv), wanted in zip(self._spatial(), self.strides):
             before = atrous.dilation
             stride = atrous.take(wanted)
             place(conv, stride, atrous.dilation if self.own_dilation else before)
@@ -104,20 +102,44 @@ class MobileNet(Backbone):
         features = input
         maps: dict[str, Tensor] = {}
         for index, layer in enumerate(self.children()):
-            if index == LOW and "low" in self.taps:
-                features, low = self._with_low(layer, features)
+            if isinstance(layer, TappedResidual):
+                features, low = layer(features)
                 maps |= self.tapped(low=low)
             else:
                 features = layer(features)
+                if index == LOW:
+                    maps |= self.tapped(low=features)
             if index == AUX:
                 maps |= self.tapped(aux=features)
         return maps | self.tapped(out=features)
 
-    def _with_low(self, block: nn.Module, input: Tensor) -> tuple[Tensor, Tensor]:
-        """Output of an inverted residual, which adds its input, and the low-level map of the layout."""
-        if self.layout == "torch":
-            output = block(input)
-            return output, output
-        layers: Any = next(block.children())  # expansion, depthwise convolution, projection
-        low = layers[:2](input)
-        return input + layers[2:](low), low
+
+class TappedResidual(nn.Module):
+    """An inverted residual that also gives what its depthwise convolution, norm and activation do, by its own keys.
+
+    Args:
+        block: torchvision's, which adds its input and has no squeeze-and-excitation.
+    """
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        ((name, layers),) = block.named_children()
+        self.add_module(name, _Tapped(*layers.children()))
+
+    def forward(self, input: Tensor) -> tuple[Tensor, Tensor]:
+        """Output and low-level map."""
+        (layers,) = self.children()
+        output, low = layers(input)
+        return input + output, low
+
+
+class _Tapped(nn.Sequential):
+    """Expansion, depthwise convolution, projection; a forward of its own tells `fuse` that the second is read."""
+
+    def forward(self, input: Tensor) -> tuple[Tensor, Tensor]:
+        expansion, depthwise, *projection = self
+        low = depthwise(expansion(input))
+        output = low
+        for layer in projection:
+            output = layer(output)
+        return output, low

@@ -44,6 +44,7 @@ class ResNet(Backbone):
         norm: a function from channels to the norm after every convolution.
         tf_padding: whether the pooling has TensorFlow's padding, which for even sizes is (0, 1) and not (1, 1).
         weights: torchvision's, of its classifier of images, which are downloaded; not for "_beta".
+        taps: names of the maps that are wanted.
 
     Raises:
         ValueError: an argument out of its range.
@@ -72,8 +73,9 @@ class ResNet(Backbone):
         norm: Norm = nn.BatchNorm2d,
         tf_padding: bool = False,
         weights: WeightsEnum | None = None,
+        taps: tuple[str, ...] = ("out",),
     ) -> None:
-        super().__init__()
+        super().__init__(taps)
         depth, _, beta = check_choice("name", name, NAMES).partition("_")
         self.layout = check_choice("layout", layout, LAYOUTS)
         self.multi_grid = check_multi_grid(multi_grid)

@@ -86,6 +86,7 @@ class AlignedXception(Backbone):
         name: "xception41", "xception65" or "xception71".
         output_stride: 8, 16 or 32.
         multi_grid: dilations of the last block's three convolutions, times those of the output stride.
+        taps: names of the maps that are wanted.
 
     Raises:
         ValueError: another name or stride, other than three dilations.
@@ -102,9 +103,14 @@ class AlignedXception(Backbone):
     """
 
     def __init__(
-        self, name: str = "xception65", *, output_stride: int = 16, multi_grid: Sequence[int] | None = None
+        self,
+        name: str = "xception65",
+        *,
+        output_stride: int = 16,
+        multi_grid: Sequence[int] | None = None,
+        taps: tuple[str, ...] = ("out",),
     ) -> None:
-        super().__init__()
+        super().__init__(taps)
         entry, self.low_block, repeats = FLOWS[check_choice("name", name, tuple(FLOWS))]
         self.multi_grid = check_multi_grid(multi_grid)
         self.stem = nn.Sequential(

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from networks import image, on_meta, randomised
+from networks import distance, image, on_meta, randomised
 from torch import nn
 
 import deeplab
 from deeplab.families import BACKBONES
+from densecrf_cuda import fuse
 
 V3, V3PLUS = deeplab.deeplabv3, deeplab.deeplabv3plus
 
@@ -194,6 +195,22 @@ def test_norms_of_the_families() -> None:
         for part, settings in (("backbone", expected), ("classifier", (1e-5, 3e-4))):
             norms = [m for m in model.get_submodule(part).modules() if isinstance(m, nn.BatchNorm2d)]
             assert {(norm.eps, norm.momentum) for norm in norms} == {settings}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"backbone": "mobilenet_v2"}, {"backbone": "mobilenet_v2", "layout": "torch"}, {"backbone": "xception41"}],
+)
+def test_fused(settings: Any) -> None:
+    """`fuse` changes nothing but rounding, and what it makes follows the output stride."""
+    model = randomised(V3PLUS(num_classes=3, **settings))
+    fused = fuse(model)
+    x = image(1, 3, 48, 33)
+    with torch.no_grad():
+        for output_stride in (16, 8):
+            model.set_output_stride(output_stride)
+            fused.set_output_stride(output_stride)
+            assert distance(fused(x), model(x)) < 1e-3  # 100 layers of up to 5000 products: 100 · √5000 · 2⁻²⁴ = 4e-4
 
 
 def test_compiles_whole() -> None:
