@@ -89,6 +89,22 @@ def scaling(report: Mapping[str, Any]) -> None:
     print_table(["pixels", *(threads_text(int(count)) for count in results)], rows)
 
 
+def separable_conv(report: Mapping[str, Any]) -> None:
+    rows = []
+    for case in report["results"]:
+        sizes = f"{case['channels']} > {case['out_channels']}, {case['size']} × {case['size']}, d = {case['dilation']}"
+        cells = [f"{case['name']}, {sizes}, {threads_text(case['threads'])}", seconds(case["seconds"]["mm"])]
+        for name, facts in case["layouts"].items():
+            speedup = f"**{facts['speedup']['same layout']:.1f} ×**, {facts['speedup']['better layout']:.2f} ×"
+            rates = f"{facts['gflops']:.0f} GFLOP/s, {facts['gigabytes_per_second']:.1f} GB/s"
+            cells += [seconds(case["seconds"][f"pytorch, {name}"])]
+            cells += [f"{seconds(case['seconds'][f'ours, {name}'])} ({speedup}; {rates})"]
+        rows.append(cells)
+    layouts = ("channels_last", "contiguous")
+    sides = [f"{side}, {layout}" for layout in layouts for side in ("F.conv2d twice", "densecrf_cuda")]
+    print_table(["(× the same layout, × the better of PyTorch's)", "torch.mm of the pointwise part", *sides], rows)
+
+
 def describe(report: Mapping[str, Any]) -> str:
     facts = report["machine"]
     versions = {"Python": facts["python"], **facts["versions"]}
@@ -104,7 +120,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", nargs="?", type=Path, help="default: that of the newest results")
     folder = parser.parse_args().folder or newest()
-    for name, show in {"mean_field": mean_field, "backward": backward, "lattice": lattice, "scaling": scaling}.items():
+    tables = {"mean_field": mean_field, "backward": backward, "lattice": lattice, "scaling": scaling}
+    tables["separable_conv"] = separable_conv
+    for name, show in tables.items():
         path = folder / f"{name}.json"
         if path.exists():
             report = json.loads(path.read_text())
