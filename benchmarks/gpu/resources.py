@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
 # In double precision a kernel may spill: it serves checks of gradients, not speed.
-HOT = re.compile(r"(update|gradient|gather|blur|splat|slice|separable|finish)_kernel(?!.*\bdouble\b)")
+HOT = re.compile(r"(update|gradient|gather|blur|splat|slice|separable|finish|depthwise|moments)_kernel(?!.*\bdouble\b)")
 ENTRY = re.compile(r"Compiling entry function '(\w+)' for '(\w+)'")
 FRAME = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 

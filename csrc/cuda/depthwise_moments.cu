@@ -48,8 +48,9 @@ __global__ void __launch_bounds__(kBlockThreads, kResidentBlocks<K>) moments_ker
   A count = A(0), mean[V] = {}, square[V] = {};
   for (int64_t n = part * problem.parts.length + place.strip; n < end; n += together) {
     const int64_t row = n / strips.of_row;
-    const Strip strip = strip_at<R>(gather, strips, row / gather.y.slots(), static_cast<int>(row % gather.y.slots()),
-                                    static_cast<int>(n % strips.of_row), place.channel);
+    const Strip strip =
+        strip_at<R>(gather, strips, static_cast<int>(row / gather.y.slots()), static_cast<int>(row % gather.y.slots()),
+                    static_cast<int>(n % strips.of_row), place.channel);
     if (strip.count == 0) continue;
     A sums[R][V];
     gather_strip<T, V, K, R>(gather, problem.source, problem.pre, strip,

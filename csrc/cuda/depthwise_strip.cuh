@@ -16,13 +16,17 @@ template <class T>
 constexpr int kSumStrip = sizeof(T) == 2 ? 6 : 4;
 
 // Blocks that a multiprocessor has registers for at the least: of the usual kernel enough to hide the time of loads.
+// GPUs without instructions for bfloat16 need more registers.
 template <int K>
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+constexpr int kResidentBlocks = 1;
+#else
 constexpr int kResidentBlocks = K > 3 ? 1 : 2;
+#endif
 
 // Outputs y and x + r · classes for r of 0 … count - 1, in the channels of a packet.
 struct Strip {
-  int64_t image;
-  int y, x, count;  // count 0: nothing to do
+  int image, y, x, count;  // count 0: nothing to do
   int channel;
 };
 
@@ -40,8 +44,8 @@ struct Place {
 
 // Strip `column` of a row of slots.
 template <int R>
-__device__ __forceinline__ Strip strip_at(const Gather& gather, const Strips& strips, int64_t image, int row,
-                                          int column, int channel) {
+__device__ __forceinline__ Strip strip_at(const Gather& gather, const Strips& strips, int image, int row, int column,
+                                          int channel) {
   const int first = column % strips.of_class * R;
   const int y = gather.y.output(row), x = column / strips.of_class + first * gather.x.classes;
   const int left = x < gather.x.outputs ? (gather.x.outputs - 1 - x) / gather.x.classes + 1 : 0;
@@ -96,11 +100,12 @@ __device__ __forceinline__ void gather_strip(const Gather& gather, const ImageVi
   for (int r = 0; r < R; ++r)
 #pragma unroll
     for (int v = 0; v < V; ++v) sums[r][v] = A(0);
-#pragma unroll(K <= 3 ? K : 1)
+  // a row has enough loads to wait for where outputs share them
+#pragma unroll(K == 3 && R == 1 ? K : 1)
   for (int i = 0; i < K; ++i) {
     int y;
     const bool live = source_pixel(gather.y, strip.y * gather.y.step + gather.y.origin + i * gather.y.dilation, y);
-    if (K > 3 && !live) continue;
+    if ((K > 3 || R > 1) && !live) continue;
     Packet<T, V> row[R + K - 1];
     load_row<T, V, R + K - 1>(gather.x, image + static_cast<int64_t>(y) * gather.source_width * source.pixel_stride,
                               static_cast<int>(source.pixel_stride), live, first, R + K - 1, row);
@@ -109,7 +114,7 @@ __device__ __forceinline__ void gather_strip(const Gather& gather, const ImageVi
       for (int j = 0; j < R + K - 1; ++j) row[j] = activated(row[j], pre);
     }
     // few channels at a time, whose weights are in registers together
-    constexpr int together = V < 4 ? V : 4;
+    constexpr int together = V < 2 ? V : 2;
 #pragma unroll
     for (int c = 0; c < V; c += together) {
       A w[K][together];

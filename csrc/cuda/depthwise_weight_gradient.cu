@@ -30,8 +30,9 @@ __global__ void __launch_bounds__(kBlockThreads, kResidentBlocks<K>) weight_grad
   A sums[Rows][K][V] = {};
   for (int64_t n = part * problem.parts.length + place.strip; n < end; n += together) {
     const int64_t row = n / strips.of_row;
-    const Strip strip = strip_at<R>(gather, strips, row / gather.y.slots(), static_cast<int>(row % gather.y.slots()),
-                                    static_cast<int>(n % strips.of_row), place.channel);
+    const Strip strip =
+        strip_at<R>(gather, strips, static_cast<int>(row / gather.y.slots()), static_cast<int>(row % gather.y.slots()),
+                    static_cast<int>(n % strips.of_row), place.channel);
     if (strip.count == 0) continue;
     const T* from = problem.grad.data + strip.image * problem.grad.batch_stride + strip.channel +
                     (static_cast<int64_t>(strip.y) * gather.x.outputs + strip.x) * problem.grad.pixel_stride;
@@ -48,6 +49,7 @@ __global__ void __launch_bounds__(kBlockThreads, kResidentBlocks<K>) weight_grad
       int y;
       const int position = strip.y * gather.y.step + gather.y.origin + (first_row + i) * gather.y.dilation;
       const bool live = source_pixel(gather.y, position, y);
+      if (!live) continue;
       Packet<T, V> pixels[R + K - 1];
       load_row<T, V>(gather.x, image + static_cast<int64_t>(y) * gather.source_width * problem.source.pixel_stride,
                      static_cast<int>(problem.source.pixel_stride), live, strip.x * gather.x.step + gather.x.origin,

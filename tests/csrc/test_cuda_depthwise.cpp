@@ -188,6 +188,8 @@ void check_type() {
   check_shape<T>(same_shape(1, 19 * packet, {3, 8}, 3, {1, 1}, {1, 1}), Activation::relu6, Activation::relu, true,
                  packet);
   check_shape<T>(same_shape(1, packet, {3, 8}, 3, {1, 1}, {1, 1}), Activation::none, Activation::relu6, true, 1);
+  // several strips for each thread, and several parts of the sums
+  check_shape<T>(same_shape(2, 16 * packet, {17, 40}, 3, {1, 1}, {1, 1}), Activation::relu);
   // padding of one side alone, as TensorFlow pads at stride 2, and none
   DepthwiseShape shape = same_shape(1, packet, {8, 10}, 3, {2, 2}, {1, 1});
   shape.padding = {0, 0};

@@ -1,4 +1,5 @@
-// What the emulator computes itself: bits, and halves against their definition.
+// What the emulator computes itself: bits, and both half types against their definitions.
+#include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
@@ -42,9 +43,40 @@ void halves_are_rounded_to_nearest_even() {
   CHECK(pair.x == 1.5f && pair.y == -2.0f && sizeof(__half2) == 4);
 }
 
+float nearest_bfloat16(float value) { return __bfloat162float(__float2bfloat16_rn(value)); }
+
+void bfloat16_is_the_upper_half_of_a_float() {
+  for (unsigned bits = 0; bits < 0x7F80; ++bits) {
+    const float wide = __bfloat162float(__ushort_as_bfloat16(static_cast<unsigned short>(bits)));
+    CHECK(wide == __uint_as_float(bits << 16) && __bfloat16_as_ushort(__float2bfloat16_rn(wide)) == bits);
+    const float next = __uint_as_float((bits + 1) << 16), middle = __uint_as_float(bits << 16 | 0x8000u);
+    CHECK(nearest_bfloat16(middle) == (bits % 2 ? next : wide));
+    CHECK(nearest_bfloat16(-middle) == -nearest_bfloat16(middle));
+    CHECK(nearest_bfloat16(std::nextafter(middle, wide)) == wide);
+    CHECK(nearest_bfloat16(std::nextafter(middle, std::numeric_limits<float>::infinity())) == next);
+  }
+  CHECK(std::isinf(nearest_bfloat16(std::numeric_limits<float>::max())));
+  CHECK(std::isnan(nearest_bfloat16(std::numeric_limits<float>::quiet_NaN())));
+  const float2 pair = __bfloat1622float2(__floats2bfloat162_rn(1.5f, -2.0f));
+  CHECK(pair.x == 1.5f && pair.y == -2.0f && sizeof(__nv_bfloat162) == 4);
+}
+
+void the_larger_and_the_smaller_keep_what_is_no_number() {
+  const float none = std::numeric_limits<float>::quiet_NaN();
+  const __half2 numbers = __floats2half2_rn(1, -1), one = __floats2half2_rn(none, 0), zero = __floats2half2_rn(0, 0);
+  CHECK(__low2float(__hmax2_nan(numbers, zero)) == 1 && __high2float(__hmax2_nan(numbers, zero)) == 0);
+  CHECK(__low2float(__hmin2_nan(numbers, zero)) == 0 && __high2float(__hmin2_nan(numbers, zero)) == -1);
+  CHECK(std::isnan(__low2float(__hmax2_nan(one, zero))) && std::isnan(__low2float(__hmax2_nan(zero, one))));
+  const __nv_bfloat162 other = __floats2bfloat162_rn(none, 7), six = __floats2bfloat162_rn(6, 6);
+  CHECK(std::isnan(__low2float(__hmin2_nan(other, six))) && std::isnan(__low2float(__hmin2_nan(six, other))));
+  CHECK(__high2float(__hmin2_nan(other, six)) == 6 && __high2float(__hmax2_nan(other, six)) == 7);
+}
+
 }  // namespace
 
 int main() {
   bits_are_counted();
   halves_are_rounded_to_nearest_even();
+  bfloat16_is_the_upper_half_of_a_float();
+  the_larger_and_the_smaller_keep_what_is_no_number();
 }
