@@ -1,52 +1,36 @@
 // The inner loops of the depthwise gradients as a table of functions, compiled once per instruction set (isa_*.cpp).
-// A panel is `count` lines of `length` neighbouring numbers: pixels of neighbouring channels where channels are last,
-// otherwise rows of neighbouring columns. Within a panel every tap reads a panel of the source of its own.
 #pragma once
 
 #include "depthwise_runs.h"
 
 namespace densecrf {
 
-constexpr int kMaxTaps = kMaxKernel * kMaxKernel;
-
-template <class T>
-struct GatherTap {
-  const T* weight;  // [length] where channels are last, otherwise one number
-  const T* source;
-};
-
-template <class T>
-struct GatherPanel {
+// Positions of a map that read a source through the same taps: `count` lines of neighbouring numbers. Where channels
+// are last a line is one pixel, of as many channels as the call says; otherwise it is `length` columns of one channel.
+// Offsets count from the beginning of an image, and of the first tap's weights.
+struct Panel {
   int64_t count, length;
-  int64_t source_stride, out_stride;  // from line to line
-  T* out;
-};
-
-template <class T>
-struct CorrelateTap {
-  const T* source;
-  T* sum;  // [length] where channels are last, otherwise one number
-};
-
-template <class T>
-struct CorrelatePanel {
-  int64_t count, length;
-  int64_t grad_stride, source_stride;
-  const T* grad;
+  int64_t at, stride;     // of the map: the first number, and from line to line
+  int64_t source_stride;  // from line to line
+  int live;
+  int64_t source[kMaxTaps], weight[kMaxTaps];  // of each live tap
 };
 
 template <class T>
 struct GradientKernels {
-  // out = sum over taps of weight · pre(source)
-  void (*gather_channels)(const GatherTap<T>* taps, int live, const GatherPanel<T>& panel, Activation pre);
-  void (*gather_columns)(const GatherTap<T>* taps, int live, const GatherPanel<T>& panel, Activation pre);
+  // map = sum over taps of weight · pre(source), with weights [taps, channels] or [taps].
+  void (*gather_channels)(const Panel* panels, int64_t number, int64_t channels, const T* weight, const T* source,
+                          T* map, Activation pre);
+  void (*gather_columns)(const Panel* panels, int64_t number, const T* weight, const T* source, T* map, Activation pre);
 
-  // sum of each tap += sum over the panel (over its lines where channels are last) of grad · pre(source)
-  void (*correlate_channels)(const CorrelateTap<T>* taps, int live, const CorrelatePanel<T>& panel, Activation pre);
-  void (*correlate_columns)(const CorrelateTap<T>* taps, int live, const CorrelatePanel<T>& panel, Activation pre);
+  // sums += sum over lines (and columns) of map · pre(source), laid out as weights are.
+  void (*correlate_channels)(const Panel* panels, int64_t number, int64_t channels, const T* map, const T* source,
+                             T* sums, Activation pre);
+  void (*correlate_columns)(const Panel* panels, int64_t number, const T* map, const T* source, T* sums, int taps,
+                            Activation pre);
 
-  // mean[c] and the sum of (line[c] - mean[c])² over `count` lines of `length` channels
-  void (*moments_channels)(const T* lines, int64_t count, int64_t stride, int64_t length, T* mean, T* squares);
+  // mean[c] and the sum of (line[c] - mean[c])² over `count` lines of channels
+  void (*moments_channels)(const T* lines, int64_t count, int64_t stride, int64_t channels, T* mean, T* squares);
   // the same of `count` numbers
   void (*moments_columns)(const T* numbers, int64_t count, T* mean, T* squares);
 };

@@ -50,30 +50,6 @@ inline void for_lanes(int64_t length, Function function) {
   if (at < length) function(L{}, std::integral_constant<int, 1>{}, length - Lanes, length - at);
 }
 
-template <int Lanes, int Vectors, int Lines, bool Broadcast, Activation pre, class F>
-inline void gather_block(const GatherTap<F>* taps, int live, int64_t source_at, int64_t source_stride,
-                         int64_t weight_at, F* out, int64_t out_stride) {
-  using V = Vector<F, Lanes>;
-  V sum[Lines][Vectors];
-  for (int p = 0; p < Lines; ++p)
-    for (int v = 0; v < Vectors; ++v) sum[p][v] = V{};
-  for (int t = 0; t < live; ++t) {
-    const F* source = taps[t].source + source_at;
-    V weight[Vectors];
-    for (int v = 0; v < Vectors; ++v)
-      if constexpr (Broadcast)
-        weight[v] = broadcast<V>(*taps[t].weight);
-      else
-        weight[v] = load<V>(taps[t].weight + weight_at + v * Lanes);
-    for (int p = 0; p < Lines; ++p)
-      for (int v = 0; v < Vectors; ++v)
-        sum[p][v] =
-            multiply_add(weight[v], activated<pre, F>(load<V>(source + p * source_stride + v * Lanes)), sum[p][v]);
-  }
-  for (int p = 0; p < Lines; ++p)
-    for (int v = 0; v < Vectors; ++v) store(out + p * out_stride + v * Lanes, sum[p][v]);
-}
-
 // Calls function(lines, first) over [first, count): as many lines at a time as possible, then half as many, ...
 template <int Lines, class Function>
 inline void for_lines(int64_t first, int64_t count, Function function) {
@@ -81,90 +57,142 @@ inline void for_lines(int64_t first, int64_t count, Function function) {
   if constexpr (Lines > 1) for_lines<Lines / 2>(first, count, function);
 }
 
+template <int Lanes, int Vectors, int Lines, bool Broadcast, Activation pre, class F>
+inline void gather_block(const Panel& panel, const F* weights, const F* source, F* map) {
+  using V = Vector<F, Lanes>;
+  V sum[Lines][Vectors];
+  for (int p = 0; p < Lines; ++p)
+    for (int v = 0; v < Vectors; ++v) sum[p][v] = V{};
+  for (int t = 0; t < panel.live; ++t) {
+    const F* from = source + panel.source[t];
+    V weight[Vectors];
+    for (int v = 0; v < Vectors; ++v)
+      if constexpr (Broadcast)
+        weight[v] = broadcast<V>(weights[panel.weight[t]]);
+      else
+        weight[v] = load<V>(weights + panel.weight[t] + v * Lanes);
+    for (int p = 0; p < Lines; ++p)
+      for (int v = 0; v < Vectors; ++v)
+        sum[p][v] =
+            multiply_add(weight[v], activated<pre, F>(load<V>(from + p * panel.source_stride + v * Lanes)), sum[p][v]);
+  }
+  for (int p = 0; p < Lines; ++p)
+    for (int v = 0; v < Vectors; ++v) store(map + p * panel.stride + v * Lanes, sum[p][v]);
+}
+
 // Lines are the outer loop, for memory is then read in its order.
 template <class F>
-void gather_channels(const GatherTap<F>* taps, int live, const GatherPanel<F>& panel, Activation activation) {
+void gather_channels(const Panel* panels, int64_t number, int64_t channels, const F* weight, const F* source, F* map,
+                     Activation activation) {
   with_activation(activation, [&](auto pre) {
-    const int64_t from = panel.source_stride, to = panel.out_stride;
-    for_lines<4>(0, panel.count, [&](auto lines, int64_t p) {
-      for_lanes<F, 2>(panel.length, [&](auto lanes, auto vectors, int64_t at, int64_t) {
-        constexpr int P = decltype(lines)::value, L = decltype(lanes)::value, N = decltype(vectors)::value;
-        gather_block<L, N, P, false, decltype(pre)::value>(taps, live, p * from + at, from, at, panel.out + p * to + at,
-                                                           to);
+    for (const Panel* panel = panels; panel < panels + number; ++panel)
+      for_lines<4>(0, panel->count, [&](auto lines, int64_t p) {
+        for_lanes<F, 2>(channels, [&](auto lanes, auto vectors, int64_t at, int64_t) {
+          constexpr int P = decltype(lines)::value, L = decltype(lanes)::value, N = decltype(vectors)::value;
+          gather_block<L, N, P, false, decltype(pre)::value>(
+              *panel, weight + at, source + p * panel->source_stride + at, map + panel->at + p * panel->stride + at);
+        });
       });
-    });
   });
 }
 
 // Lines are the inner loop: rows of one image are short, and all of them stay in the first cache.
 template <class F>
-void gather_columns(const GatherTap<F>* taps, int live, const GatherPanel<F>& panel, Activation activation) {
+void gather_columns(const Panel* panels, int64_t number, const F* weight, const F* source, F* map,
+                    Activation activation) {
   with_activation(activation, [&](auto pre) {
-    const int64_t from = panel.source_stride, to = panel.out_stride;
-    for_lanes<F, 2>(panel.length, [&](auto lanes, auto vectors, int64_t at, int64_t) {
-      for_lines<4>(0, panel.count, [&](auto lines, int64_t p) {
-        constexpr int P = decltype(lines)::value, L = decltype(lanes)::value, N = decltype(vectors)::value;
-        gather_block<L, N, P, true, decltype(pre)::value>(taps, live, p * from + at, from, at, panel.out + p * to + at,
-                                                          to);
+    for (const Panel* panel = panels; panel < panels + number; ++panel)
+      for_lanes<F, 2>(panel->length, [&](auto lanes, auto vectors, int64_t at, int64_t) {
+        for_lines<4>(0, panel->count, [&](auto lines, int64_t p) {
+          constexpr int P = decltype(lines)::value, L = decltype(lanes)::value, N = decltype(vectors)::value;
+          gather_block<L, N, P, true, decltype(pre)::value>(*panel, weight, source + p * panel->source_stride + at,
+                                                            map + panel->at + p * panel->stride + at);
+        });
       });
-    });
   });
 }
 
-// Calls add(t, sum over a few lines of grad · pre(source of tap t)) for each tap; the gradient stays in registers.
+// Calls add(t, sum over a few lines of map · pre(source of tap t)) for each tap; the map stays in registers.
 template <int Lanes, int Lines, Activation pre, class F, class Add>
-inline void correlate_block(const CorrelateTap<F>* taps, int live, const CorrelatePanel<F>& panel, int64_t first,
-                            int64_t at, Add add) {
+inline void correlate_block(const Panel& panel, const F* map, const F* source, Add add) {
   using V = Vector<F, Lanes>;
   V grad[Lines];
-  for (int p = 0; p < Lines; ++p) grad[p] = load<V>(panel.grad + (first + p) * panel.grad_stride + at);
-  for (int t = 0; t < live; ++t) {
-    const F* source = taps[t].source + first * panel.source_stride + at;
+  for (int p = 0; p < Lines; ++p) grad[p] = load<V>(map + p * panel.stride);
+  for (int t = 0; t < panel.live; ++t) {
+    const F* from = source + panel.source[t];
     V sum{};
     for (int p = 0; p < Lines; ++p)
-      sum = multiply_add(grad[p], activated<pre, F>(load<V>(source + p * panel.source_stride)), sum);
+      sum = multiply_add(grad[p], activated<pre, F>(load<V>(from + p * panel.source_stride)), sum);
     add(t, sum);
   }
 }
 
 // Lines are the outer loop, for memory is then read in its order.
 template <class F>
-void correlate_channels(const CorrelateTap<F>* taps, int live, const CorrelatePanel<F>& panel, Activation activation) {
+void correlate_channels(const Panel* panels, int64_t number, int64_t channels, const F* map, const F* source, F* sums,
+                        Activation activation) {
   with_activation(activation, [&](auto pre) {
-    for_lines<8>(0, panel.count, [&](auto lines, int64_t p) {
-      for_lanes<F, 1>(panel.length, [&](auto lanes, auto, int64_t at, int64_t fresh) {
-        constexpr int P = decltype(lines)::value, L = decltype(lanes)::value;
-        correlate_block<L, P, decltype(pre)::value>(taps, live, panel, p, at, [&](int t, Vector<F, L> sum) {
-          F* out = taps[t].sum + at;
-          if (fresh == L) {
-            store(out, load<Vector<F, L>>(out) + sum);
-          } else {
-            F last[L];
-            store(last, sum);
-            for (int64_t i = L - fresh; i < L; ++i) out[i] += last[i];
-          }
+    for (const Panel* panel = panels; panel < panels + number; ++panel)
+      for_lines<8>(0, panel->count, [&](auto lines, int64_t p) {
+        for_lanes<F, 1>(channels, [&](auto lanes, auto, int64_t at, int64_t fresh) {
+          constexpr int P = decltype(lines)::value, L = decltype(lanes)::value;
+          correlate_block<L, P, decltype(pre)::value>(*panel, map + panel->at + p * panel->stride + at,
+                                                      source + p * panel->source_stride + at,
+                                                      [&](int t, Vector<F, L> sum) {
+                                                        F* out = sums + panel->weight[t] + at;
+                                                        if (fresh == L) {
+                                                          store(out, load<Vector<F, L>>(out) + sum);
+                                                        } else {
+                                                          F last[L];
+                                                          store(last, sum);
+                                                          for (int64_t i = L - fresh; i < L; ++i) out[i] += last[i];
+                                                        }
+                                                      });
         });
       });
-    });
   });
 }
 
-// Lines are the inner loop, so that lanes are summed once.
+// Zero in all lanes but the last `kept`; a choice and no product, for what is dropped may be NaN.
+template <class F, int Lanes>
+inline Vector<F, Lanes> keep_last(Vector<F, Lanes> v, int64_t kept) {
+  if constexpr (Lanes == 1) {
+    return v;
+  } else {
+    Vector<F, Lanes> lane;
+    for (int i = 0; i < Lanes; ++i) lane[i] = static_cast<F>(Lanes - i);
+    return lane > broadcast<Vector<F, Lanes>>(static_cast<F>(kept)) ? Vector<F, Lanes>{} : v;
+  }
+}
+
+// Lanes of all panels are added up first, and to one another at the end. Vectors of L lanes have places L ... 2 L - 1
+// to themselves: reading a long vector where short ones have just been written would wait for them.
 template <class F>
-void correlate_columns(const CorrelateTap<F>* taps, int live, const CorrelatePanel<F>& panel, Activation activation) {
+void correlate_columns(const Panel* panels, int64_t number, const F* map, const F* source, F* sums, int taps,
+                       Activation activation) {
+  constexpr int places = 2 * kWidth<F>;
+  F lane_sums[kMaxTaps * places];
+  for (int i = 0; i < taps * places; ++i) lane_sums[i] = F(0);
   with_activation(activation, [&](auto pre) {
-    for_lanes<F, 1>(panel.length, [&](auto lanes, auto, int64_t at, int64_t fresh) {
-      constexpr int L = decltype(lanes)::value;
-      using V = Vector<F, L>;
-      V sums[kMaxTaps];
-      for (int t = 0; t < live; ++t) sums[t] = V{};
-      for_lines<8>(0, panel.count, [&](auto lines, int64_t p) {
-        correlate_block<L, decltype(lines)::value, decltype(pre)::value>(taps, live, panel, p, at,
-                                                                         [&](int t, V sum) { sums[t] += sum; });
+    for (const Panel* panel = panels; panel < panels + number; ++panel)
+      for_lanes<F, 1>(panel->length, [&](auto lanes, auto, int64_t at, int64_t fresh) {
+        constexpr int L = decltype(lanes)::value;
+        using V = Vector<F, L>;
+        for_lines<8>(0, panel->count, [&](auto lines, int64_t p) {
+          correlate_block<L, decltype(lines)::value, decltype(pre)::value>(
+              *panel, map + panel->at + p * panel->stride + at, source + p * panel->source_stride + at,
+              [&](int t, V sum) {
+                F* out = lane_sums + panel->weight[t] * places + L;
+                store(out, V(load<V>(out) + (fresh < L ? keep_last<F, L>(sum, fresh) : sum)));
+              });
+        });
       });
-      for (int t = 0; t < live; ++t) *taps[t].sum += sum_last<L>(sums[t], fresh);
-    });
   });
+  using W = Vector<F, kWidth<F>>;
+  for (int t = 0; t < taps; ++t) {
+    const F* halves = lane_sums + t * places;
+    sums[t] += sum_last<kWidth<F>>(W(load<W>(halves) + load<W>(halves + kWidth<F>)), kWidth<F>);
+  }
 }
 
 // Two passes: the second corrects the rounding of the mean, so that both results are exact to a few roundings.

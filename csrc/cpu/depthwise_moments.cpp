@@ -26,11 +26,14 @@ void moments_of_channels(const DepthwiseProblem<T>& problem, const RowBlocks& bl
                          const Pool& pool) {
   const DepthwiseShape& shape = problem.shape;
   const ImageView<const T>& input = problem.input;
-  const TapRuns runs = runs_of_output(shape);
+  // every row of the output goes to the same place
+  const Raster line{0, kBlockChannels, Phases(shape.out_size.x, 1)};
+  const Panels panels(runs_of_output(shape), line, pixel_raster(shape.size.x, input.pixel_stride), true, shape.kernel,
+                      shape.channels);
   const Buffer<T> weights = weights_by_tap(problem.weight, shape.channels, shape.taps());
   const int64_t groups = ceil_div(shape.channels, kBlockChannels), width = shape.out_size.x;
   pool.parallel_for(blocks.count * groups, 1, [&](int64_t begin, int64_t end) {
-    const Buffer<T> line(width * kBlockChannels);
+    const Buffer<T> out(width * kBlockChannels);
     T mean[kBlockChannels], squares[kBlockChannels];
     for (int64_t task = begin; task < end; ++task) {
       const int64_t block = task / groups, channel = (task - block * groups) * kBlockChannels;
@@ -39,24 +42,12 @@ void moments_of_channels(const DepthwiseProblem<T>& problem, const RowBlocks& bl
       std::fill_n(total, channels, Moments{});
       blocks.each_image(block, [&](int64_t image, int64_t first, int64_t last) {
         const T* source = input.data + image * input.batch_stride + channel;
-        for_runs(runs.y, first, last, [&](const TapRun& row, int64_t skipped, int64_t count) {
-          for (int64_t q = skipped; q < skipped + count; ++q) {
-            for (const TapRun& column : runs.x.runs) {
-              GatherTap<T> taps[kMaxTaps];
-              int live = 0;
-              for (int i = 0; i < row.live; ++i)
-                for (int j = 0; j < column.live; ++j)
-                  taps[live++] = {
-                      weights.data() + (row.tap[i] * shape.kernel + column.tap[j]) * shape.channels + channel,
-                      source + ((row.source[i] + q * shape.stride.y) * shape.size.x + column.source[j]) *
-                                   input.pixel_stride};
-              const GatherPanel<T> panel{column.count, channels, shape.stride.x * input.pixel_stride, kBlockChannels,
-                                         line.data() + column.first * kBlockChannels};
-              gradient_kernels<T>().gather_channels(taps, live, panel, problem.pre);
-            }
-            gradient_kernels<T>().moments_channels(line.data(), width, kBlockChannels, channels, mean, squares);
-            for (int64_t c = 0; c < channels; ++c) total[c].add(static_cast<double>(width), mean[c], squares[c]);
-          }
+        panels.each_row(first, last, [&](const Panel* row, int64_t number, int64_t, int64_t source_at) {
+          const GradientKernels<T>& kernels = gradient_kernels<T>();
+          kernels.gather_channels(row, number, channels, weights.data() + channel, source + source_at, out.data(),
+                                  problem.pre);
+          kernels.moments_channels(out.data(), width, kBlockChannels, channels, mean, squares);
+          for (int64_t c = 0; c < channels; ++c) total[c].add(static_cast<double>(width), mean[c], squares[c]);
         });
       });
     }
@@ -69,38 +60,33 @@ void moments_of_columns(const DepthwiseProblem<T>& problem, const RowBlocks& blo
                         const Pool& pool) {
   const DepthwiseShape& shape = problem.shape;
   const ImageView<const T>& input = problem.input;
-  const TapRuns runs = runs_of_output(shape);
   const Phases phases(shape.size.x, shape.stride.x);
-  const int64_t width = shape.out_size.x;
-  pool.parallel_for(blocks.count * shape.channels, 1, [&](int64_t begin, int64_t end) {
+  const int64_t groups = ceil_div(shape.channels, kBlockPlanes), width = shape.out_size.x;
+  const Panels panels(runs_of_output(shape), pixel_raster(width, 1), column_raster(phases), false, shape.kernel, 1);
+  pool.parallel_for(blocks.count * groups, 1, [&](int64_t begin, int64_t end) {
     const Buffer<T> parts(shape.stride.x > 1 ? shape.size.y * phases.row() : 0);
-    const Buffer<T> lines(std::min(blocks.size, shape.out_size.y) * width);
+    const Buffer<T> out(std::min(blocks.size, shape.out_size.y) * width);
     for (int64_t task = begin; task < end; ++task) {
-      const int64_t block = task / shape.channels, channel = task - block * shape.channels;
-      Moments& total = moments[task] = Moments{};
+      const int64_t block = task / groups, channel = (task - block * groups) * kBlockPlanes;
+      const int64_t channels = std::min(kBlockPlanes, shape.channels - channel);
+      Moments* total = moments + block * shape.channels + channel;
+      std::fill_n(total, channels, Moments{});
       blocks.each_image(block, [&](int64_t image, int64_t first, int64_t last) {
-        const T* source = input.data + image * input.batch_stride + channel * input.channel_stride;
-        if (shape.stride.x > 1) {
-          phases.split(source, shape.size.y, parts.data());
-          source = parts.data();
-        }
-        for_runs(runs.y, first, last, [&](const TapRun& row, int64_t skipped, int64_t count) {
-          for (const TapRun& column : runs.x.runs) {
-            GatherTap<T> taps[kMaxTaps];
-            int live = 0;
-            for (int i = 0; i < row.live; ++i)
-              for (int j = 0; j < column.live; ++j)
-                taps[live++] = {
-                    problem.weight + channel * shape.taps() + row.tap[i] * shape.kernel + column.tap[j],
-                    source + (row.source[i] + skipped * shape.stride.y) * phases.row() + phases.at(column.source[j])};
-            const GatherPanel<T> panel{count, column.count, shape.stride.y * phases.row(), width,
-                                       lines.data() + (row.first + skipped - first) * width + column.first};
-            gradient_kernels<T>().gather_columns(taps, live, panel, problem.pre);
+        std::vector<Panel> cut = panels.of_rows(first, last);
+        for (Panel& panel : cut) panel.at -= first * width;
+        for (int64_t c = 0; c < channels; ++c) {
+          const T* source = input.data + image * input.batch_stride + (channel + c) * input.channel_stride;
+          if (shape.stride.x > 1) {
+            phases.split(source, shape.size.y, parts.data());
+            source = parts.data();
           }
-        });
-        T mean, squares;
-        gradient_kernels<T>().moments_columns(lines.data(), (last - first) * width, &mean, &squares);
-        total.add(static_cast<double>((last - first) * width), mean, squares);
+          const GradientKernels<T>& kernels = gradient_kernels<T>();
+          T mean, squares;
+          kernels.gather_columns(cut.data(), static_cast<int64_t>(cut.size()),
+                                 problem.weight + (channel + c) * shape.taps(), source, out.data(), problem.pre);
+          kernels.moments_columns(out.data(), (last - first) * width, &mean, &squares);
+          total[c].add(static_cast<double>((last - first) * width), mean, squares);
+        }
       });
     }
   });

@@ -1,4 +1,5 @@
-// What the depthwise gradients share: live taps of a panel, blocks of rows, and rows taken apart by the stride.
+// What the depthwise gradients share: panels of positions with the same taps, blocks of rows, and rows taken apart by
+// the stride.
 #pragma once
 
 #include <vector>
@@ -13,16 +14,12 @@ namespace densecrf {
 constexpr int64_t kBlockPixels = 4096;
 // More tasks than any machine has threads, few enough that their totals take little memory.
 constexpr int64_t kMaxBlocks = 256;
-// Channels of one task where channels are last.
-constexpr int64_t kBlockChannels = 256;
+// Channels of one task: neighbours in memory where channels are last, otherwise planes that share the panels.
+constexpr int64_t kBlockChannels = 256, kBlockPlanes = 16;
 
 // The output's rows of all images, in blocks that depend on the shape alone.
 struct RowBlocks {
-  explicit RowBlocks(const DepthwiseShape& shape) : rows(shape.batch * shape.out_size.y), image_rows(shape.out_size.y) {
-    size = ceil_div(kBlockPixels, shape.out_size.x);
-    if (size * kMaxBlocks < rows) size = ceil_div(rows, kMaxBlocks);
-    count = ceil_div(rows, size);
-  }
+  explicit RowBlocks(const DepthwiseShape& shape);
 
   // Calls function(image, first row, end) for the images of one block.
   template <class Function>
@@ -38,29 +35,6 @@ struct RowBlocks {
 
   int64_t rows, image_rows, size, count;
 };
-
-// Calls function(run, skipped, count) for the parts of runs within positions [begin, end); the step must be 1.
-template <class Function>
-void for_runs(const AxisRuns& axis, int64_t begin, int64_t end, Function function) {
-  for (const TapRun& run : axis.runs) {
-    const int64_t from = begin > run.first ? begin : run.first, to = min_of(end, run.first + run.count);
-    if (from < to) function(run, from - run.first, to - from);
-  }
-}
-
-template <class T>
-bool channels_last(const ImageView<T>& view) {
-  return view.channel_stride == 1;
-}
-
-// [taps, channels], so that a tap's weights are neighbours.
-template <class T>
-Buffer<T> weights_by_tap(const T* weight, int64_t channels, int taps) {
-  Buffer<T> result(taps * channels);
-  for (int64_t c = 0; c < channels; ++c)
-    for (int t = 0; t < taps; ++t) result[t * channels + c] = weight[c * taps + t];
-  return result;
-}
 
 // A row of `width` columns taken apart into those of equal remainder by the stride, one part after the other, so that
 // columns a stride apart become neighbours.
@@ -86,5 +60,71 @@ struct Phases {
 
   int64_t width, stride, part;
 };
+
+// Where the pixels of an image are.
+struct Raster {
+  int64_t row_stride, pixel_stride;
+  Phases columns;
+
+  int64_t at(int64_t y, int64_t x) const { return y * row_stride + columns.at(x) * pixel_stride; }
+};
+
+inline Raster pixel_raster(int64_t width, int64_t pixel_stride) {
+  return {width * pixel_stride, pixel_stride, Phases(width, 1)};
+}
+
+inline Raster column_raster(const Phases& columns) { return {columns.row(), 1, columns}; }
+
+// All panels of a map, by runs of rows, then of columns. Rows are counted in the order of the runs, which is that of
+// the image where the step is 1.
+class Panels {
+ public:
+  // `tap_stride` from the weights of one tap to those of the next
+  Panels(const TapRuns& runs, const Raster& map, const Raster& source, bool channels_last, int kernel,
+         int64_t tap_stride);
+
+  const std::vector<Panel>& all() const { return panels_; }
+
+  // Those of rows [begin, end), cut to these rows; of columns.
+  std::vector<Panel> of_rows(int64_t begin, int64_t end) const;
+
+  // Calls function(panels, number, offset in the map, offset in the source) for each row of [begin, end); of pixels.
+  template <class Function>
+  void each_row(int64_t begin, int64_t end, Function function) const {
+    each_run(begin, end, [&](const Panel* panels, int64_t first, int64_t last) {
+      for (int64_t q = first; q < last; ++q) function(panels, columns_, q * map_step_, q * source_step_);
+    });
+  }
+
+ private:
+  // Calls function(panels, first row in the run, end) for each run that has rows of [begin, end).
+  template <class Function>
+  void each_run(int64_t begin, int64_t end, Function function) const {
+    int64_t row = 0;
+    for (size_t i = 0; i < row_counts_.size(); row += row_counts_[i++]) {
+      const int64_t first = begin > row ? begin - row : 0, last = min_of(end - row, row_counts_[i]);
+      if (first < last) function(panels_.data() + static_cast<int64_t>(i) * columns_, first, last);
+    }
+  }
+
+  std::vector<Panel> panels_;
+  std::vector<int64_t> row_counts_;
+  int64_t columns_;
+  int64_t map_step_, source_step_;  // from row to row
+};
+
+template <class T>
+bool channels_last(const ImageView<T>& view) {
+  return view.channel_stride == 1;
+}
+
+// [taps, channels], so that a tap's weights are neighbours.
+template <class T>
+Buffer<T> weights_by_tap(const T* weight, int64_t channels, int taps) {
+  Buffer<T> result(taps * channels);
+  for (int64_t c = 0; c < channels; ++c)
+    for (int t = 0; t < taps; ++t) result[t * channels + c] = weight[c * taps + t];
+  return result;
+}
 
 }  // namespace densecrf

@@ -10,6 +10,7 @@
 namespace densecrf {
 
 constexpr int kMaxKernel = 7;
+constexpr int kMaxTaps = kMaxKernel * kMaxKernel;
 
 // Positions first + q · step for q of 0 … count - 1; the n-th live tap reads source[n] + q · source_step.
 struct TapRun {
@@ -27,6 +28,29 @@ struct AxisRuns {
 
 struct TapRuns {
   AxisRuns y, x;
+};
+
+// Calls function(run, skipped, count) for the parts of runs within positions [begin, end); the step must be 1.
+template <class Function>
+void for_runs(const AxisRuns& axis, int64_t begin, int64_t end, Function function) {
+  for (const TapRun& run : axis.runs) {
+    const int64_t from = begin > run.first ? begin : run.first, to = min_of(end, run.first + run.count);
+    if (from < to) function(run, from - run.first, to - from);
+  }
+}
+
+// A live tap of some pixels, and where these pixels go: `count` lines of `length` channels.
+template <class T>
+struct GatherTap {
+  const T* weight;  // [length]
+  const T* source;
+};
+
+template <class T>
+struct GatherPanel {
+  int64_t count, length;
+  int64_t source_stride, out_stride;  // from line to line
+  T* out;
 };
 
 // Positions of the output, which read the input.
