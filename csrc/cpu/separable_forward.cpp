@@ -214,7 +214,12 @@ void separable_forward(const SeparableProblem<T>& problem, const ImageView<T>& o
     ForwardOfPixels<T>(problem, out, pool).run();
 }
 
-bool library_gemm_wins(const DepthwiseShape&, int64_t, bool) { return false; }
+bool library_gemm_wins(const DepthwiseShape& shape, int64_t out_channels, bool channels_last) {
+  // Measured: bringing large weights into panels takes longer than a product with few pixels; with contiguous images
+  // weights are read as they are, and only a panel of next to no pixels is wasted.
+  constexpr int64_t large = int64_t(1) << 18;
+  return shape.channels * out_channels >= large && shape.batch * shape.out_pixels() < (channels_last ? 256 : 4);
+}
 
 template <class T>
 void finish_pointwise(const SeparableProblem<T>& problem, const ImageView<T>& out, const Pool& pool) {

@@ -4,10 +4,10 @@
 #include <cmath>
 #include <limits>
 #include <random>
-#include <thread>
 #include <vector>
 
 #include "check.h"
+#include "convolutions.h"
 #include "depthwise_gradient.h"
 
 using namespace densecrf;
@@ -15,58 +15,6 @@ using namespace densecrf;
 namespace {
 
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
-
-// Images in one layout inside of a tensor with `spare` channels more, which must stay as they are.
-template <class T>
-struct Images {
-  Images(int64_t batch, int64_t channels, Pair size, bool channels_last, int64_t spare = 3)
-      : batch(batch), channels(channels), size(size), channels_last(channels_last), wide(channels + spare) {
-    data.assign(batch * wide * size.y * size.x, T(-77));
-  }
-  ImageView<T> view() {
-    const int64_t pixels = size.y * size.x;
-    if (channels_last) return {data.data(), wide * pixels, wide, 1};
-    return {data.data(), wide * pixels, 1, pixels};
-  }
-  ImageView<const T> view() const {
-    const ImageView<T> v = const_cast<Images*>(this)->view();
-    return {v.data, v.batch_stride, v.pixel_stride, v.channel_stride};
-  }
-  T& at(int64_t b, int64_t c, int64_t y, int64_t x) {
-    const ImageView<T> v = view();
-    return v.data[b * v.batch_stride + c * v.channel_stride + (y * size.x + x) * v.pixel_stride];
-  }
-  template <class Function>
-  void each(Function function) {
-    for (int64_t b = 0; b < batch; ++b)
-      for (int64_t c = 0; c < channels; ++c)
-        for (int64_t y = 0; y < size.y; ++y)
-          for (int64_t x = 0; x < size.x; ++x) function(at(b, c, y, x), b, c, y, x);
-  }
-  bool spare_is_untouched() const {
-    const int64_t pixels = size.y * size.x;
-    for (size_t i = 0; i < data.size(); ++i) {
-      const int64_t channel = channels_last ? i % wide : i / pixels % wide;
-      if (channel >= channels && data[i] != T(-77)) return false;
-    }
-    return true;
-  }
-
-  int64_t batch, channels;
-  Pair size;
-  bool channels_last;
-  int64_t wide;
-  std::vector<T> data;
-};
-
-DepthwiseShape make_shape(int64_t batch, int64_t channels, Pair size, int kernel, Pair stride, Pair padding,
-                          Pair dilation) {
-  const auto out = [kernel](int64_t n, int64_t s, int64_t p, int64_t d) {
-    return (n + 2 * p - d * (kernel - 1) - 1) / s + 1;
-  };
-  const Pair out_size{out(size.y, stride.y, padding.y, dilation.y), out(size.x, stride.x, padding.x, dilation.x)};
-  return {batch, channels, size, out_size, kernel, stride, padding, dilation};
-}
 
 std::vector<DepthwiseShape> shapes() {
   return {
@@ -106,20 +54,6 @@ void for_taps(const DepthwiseShape& s, Function function) {
 void check_close(double a, double b, double tolerance, double scale) {
   CHECK(std::isnan(a) == std::isnan(b));
   CHECK(std::isnan(a) || std::abs(a - b) <= tolerance * scale);
-}
-
-// Every range on a thread of its own, in no particular order.
-Pool threads(int count) {
-  static int parts;
-  parts = count;
-  return {[](int64_t size, int64_t grain, Pool::Body body, void* context) {
-            const int64_t chunk = std::max<int64_t>(grain, (size + parts - 1) / parts);
-            std::vector<std::thread> running;
-            for (int64_t begin = 0; begin < size; begin += chunk)
-              running.emplace_back(body, context, begin, std::min(size, begin + chunk));
-            for (auto& thread : running) thread.join();
-          },
-          count};
 }
 
 // One call of each kernel.

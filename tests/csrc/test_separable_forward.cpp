@@ -1,71 +1,17 @@
 // The separable and the depthwise convolution against plain loops in double, in both layouts, in slices of wider
 // tensors, for any number of threads.
-#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <random>
-#include <thread>
 #include <vector>
 
 #include "check.h"
+#include "convolutions.h"
 #include "separable_forward.h"
 
 using namespace densecrf;
 
 namespace {
-
-// Images in one layout inside of a tensor with `spare` channels more, which must stay as they are.
-template <class T>
-struct Images {
-  Images(int64_t batch, int64_t channels, Pair size, bool channels_last, int64_t spare = 3)
-      : batch(batch), channels(channels), size(size), channels_last(channels_last), wide(channels + spare) {
-    data.assign(batch * wide * size.y * size.x, T(-77));
-  }
-  ImageView<T> view() {
-    const int64_t pixels = size.y * size.x;
-    if (channels_last) return {data.data(), wide * pixels, wide, 1};
-    return {data.data(), wide * pixels, 1, pixels};
-  }
-  ImageView<const T> view() const {
-    const ImageView<T> v = const_cast<Images*>(this)->view();
-    return {v.data, v.batch_stride, v.pixel_stride, v.channel_stride};
-  }
-  T& at(int64_t b, int64_t c, int64_t y, int64_t x) {
-    const ImageView<T> v = view();
-    return v.data[b * v.batch_stride + c * v.channel_stride + (y * size.x + x) * v.pixel_stride];
-  }
-  T at(int64_t b, int64_t c, int64_t y, int64_t x) const { return const_cast<Images*>(this)->at(b, c, y, x); }
-  template <class Function>
-  void each(Function function) {
-    for (int64_t b = 0; b < batch; ++b)
-      for (int64_t c = 0; c < channels; ++c)
-        for (int64_t y = 0; y < size.y; ++y)
-          for (int64_t x = 0; x < size.x; ++x) function(at(b, c, y, x), b, c, y, x);
-  }
-  bool spare_is_untouched() const {
-    const int64_t pixels = size.y * size.x;
-    for (size_t i = 0; i < data.size(); ++i) {
-      const int64_t channel = channels_last ? i % wide : i / pixels % wide;
-      if (channel >= channels && data[i] != T(-77)) return false;
-    }
-    return true;
-  }
-
-  int64_t batch, channels;
-  Pair size;
-  bool channels_last;
-  int64_t wide;
-  std::vector<T> data;
-};
-
-DepthwiseShape make_shape(int64_t batch, int64_t channels, Pair size, int kernel, Pair stride, Pair padding,
-                          Pair dilation) {
-  const auto out = [kernel](int64_t n, int64_t s, int64_t p, int64_t d) {
-    return (n + 2 * p - d * (kernel - 1) - 1) / s + 1;
-  };
-  const Pair out_size{out(size.y, stride.y, padding.y, dilation.y), out(size.x, stride.x, padding.x, dilation.x)};
-  return {batch, channels, size, out_size, kernel, stride, padding, dilation};
-}
 
 struct Case {
   DepthwiseShape shape;
@@ -91,20 +37,6 @@ std::vector<Case> cases() {
       {make_shape(1, 66, {70, 130}, 3, {1, 1}, {3, 3}, {3, 3}), 20},
       {make_shape(2, 300, {4, 5}, 5, {1, 1}, {2, 2}, {1, 1}), 2},
   };
-}
-
-// Every range on a thread of its own, in no particular order.
-Pool threads(int count) {
-  static int parts;
-  parts = count;
-  return {[](int64_t size, int64_t grain, Pool::Body body, void* context) {
-            const int64_t chunk = std::max<int64_t>(grain, (size + parts - 1) / parts);
-            std::vector<std::thread> running;
-            for (int64_t begin = 0; begin < size; begin += chunk)
-              running.emplace_back(body, context, begin, std::min(size, begin + chunk));
-            for (auto& thread : running) thread.join();
-          },
-          count};
 }
 
 // What the three operators around the products do: `plain` has nothing of it.
@@ -266,9 +198,25 @@ void nan_is_kept(bool channels_last) {
   }
 }
 
+// The layers of DeepLab are computed here; a few pixels do not pay for bringing large weights into panels.
+void library_is_for_few_pixels() {
+  const auto wins = [](int64_t batch, int64_t channels, int64_t out_channels, int64_t size, bool channels_last) {
+    return library_gemm_wins(make_shape(batch, channels, {size, size}, 3, {1, 1}, {1, 1}, {1, 1}), out_channels,
+                             channels_last);
+  };
+  for (const bool channels_last : {false, true}) {
+    CHECK(!wins(1, 256, 256, 129, channels_last) && !wins(1, 728, 728, 33, channels_last));
+    CHECK(!wins(1, 1536, 2048, 33, channels_last) && !wins(1, 2048, 256, 33, channels_last));
+    CHECK(wins(1, 2048, 256, 1, channels_last));
+    CHECK(!wins(1, 40, 30, 1, channels_last));
+  }
+  CHECK(wins(1, 728, 728, 12, true) && !wins(1, 728, 728, 12, false) && !wins(4, 728, 728, 12, true));
+}
+
 }  // namespace
 
 int main() {
+  library_is_for_few_pixels();
   for (const bool channels_last : {false, true}) {
     for (const Case& c : cases()) {
       for (const Options& options : {kPlain, kFull, kMixed}) {
