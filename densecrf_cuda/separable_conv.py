@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .folding import Affine, batch_affine, folds, frozen_affine, normalizes_batch, track_statistics
+from .reference.separable_checks import Geometry, output_size
 from .separable_conv_ops import atrous_separable_conv2d
 from .separable_conv_parts import (
     Norm,
@@ -23,7 +24,6 @@ from .separable_conv_parts import (
     folded_norm,
     is_plain,
     make_norm,
-    output_shape,
     write_to,
 )
 from .settings import whole_number
@@ -242,8 +242,9 @@ class AtrousSeparableConv2d(nn.Module):
             return frozen_affine(norm, bias)
         geometry = self._geometry()
         mean, variance = _ops._depthwise_conv2d_moments(input, weight, *geometry, self.pre_activation)
-        shape = output_shape(input, weight, *geometry)
-        count = shape[0] * shape[2] * shape[3]
+        rows, columns = output_size(weight.shape[0], input.shape[2:], weight.shape[2], Geometry(*geometry))
+        shape = (*input.shape[:2], rows, columns)
+        count = shape[0] * rows * columns
         if count == 1:
             raise ValueError(f"BatchNorm in training needs more than 1 value per channel, got a map {shape}")
         track_statistics(norm, mean, variance, count, bias)

@@ -13,7 +13,7 @@ from . import separable_conv_gradients as gradients
 from .reference import separable_conv as reference
 from .reference.separable_checks import check_out
 
-__all__ = ["atrous_separable_conv2d", "separable_conv_decompositions"]
+__all__ = ["atrous_separable_conv2d", "autocast_dtype", "lowered", "separable_conv_decompositions"]
 
 _ops = torch.ops.densecrf_cuda
 
@@ -91,11 +91,11 @@ def atrous_separable_conv2d(
         operands = (input, depthwise_weight, pointwise_weight, *vectors, residual, out)
         if any(tensor is not None and tensor.requires_grad for tensor in operands):
             raise ValueError("out= must not be used where gradients are recorded, got a tensor that requires them")
-    dtype = _autocast_dtype(input.device.type)
+    dtype = autocast_dtype(input.device.type)
     if dtype is not None:
-        lower = [_lowered(tensor, dtype) for tensor in (input, depthwise_weight, pointwise_weight)]
+        lower = [lowered(tensor, dtype) for tensor in (input, depthwise_weight, pointwise_weight)]
         input, depthwise_weight, pointwise_weight = lower
-        residual = None if residual is None else _lowered(residual, dtype)
+        residual = None if residual is None else lowered(residual, dtype)
     convolutions = (input, depthwise_weight, pointwise_weight, stride, sides, dilation)
     between = (pre_activation, depthwise_scale, depthwise_shift, depthwise_activation)
     arguments = (*convolutions, *between, scale, shift, activation, residual)
@@ -161,14 +161,15 @@ def _sides(padding: int | Sequence[int] | str, dilation: Sequence[int], weight: 
     return sides if len(sides) == 4 else [sides[1], sides[1], sides[0], sides[0]]
 
 
-def _autocast_dtype(device_type: str) -> torch.dtype | None:
+def autocast_dtype(device_type: str) -> torch.dtype | None:
+    """The type that autocast computes convolutions in, None where it is off."""
     # torch.compile cannot trace is_autocast_available, which is false of the meta device alone
     if device_type != "meta" and torch.is_autocast_enabled(device_type):
         return torch.get_autocast_dtype(device_type)
     return None
 
 
-def _lowered(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+def lowered(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """What autocast makes of an argument of a convolution: double and integers stay."""
     return tensor.to(dtype) if tensor.is_floating_point() and tensor.dtype != torch.float64 else tensor
 

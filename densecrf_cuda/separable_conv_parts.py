@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .folding import ChannelAffine, folds, frozen_affine, has_hooks, normalizes_batch
+from .separable_conv_ops import autocast_dtype, lowered
 from .settings import check_choice, whole_number
 
 __all__ = [
@@ -25,7 +25,6 @@ __all__ = [
     "folded_norm",
     "is_plain",
     "make_norm",
-    "output_shape",
     "write_to",
 ]
 
@@ -129,12 +128,8 @@ def is_plain(conv: nn.Module) -> bool:
 
 def autocast(*tensors: Tensor | None) -> tuple[Any, ...]:
     """Operands of a convolution in the type that autocast gives them."""
-    device = next(tensor for tensor in tensors if tensor is not None).device.type
-    if device == "meta" or not torch.is_autocast_enabled(device):  # which knows no meta device
-        return tensors
-    dtype = torch.get_autocast_dtype(device)
-    narrow = (torch.float32, torch.float16, torch.bfloat16)
-    return tuple(t.to(dtype) if t is not None and t.dtype in narrow else t for t in tensors)
+    dtype = autocast_dtype(next(tensor for tensor in tensors if tensor is not None).device.type)
+    return tensors if dtype is None else tuple(t if t is None else lowered(t, dtype) for t in tensors)
 
 
 def check_parts(
@@ -182,18 +177,6 @@ def _broken_rules(depthwise: nn.Conv2d, pointwise: nn.Conv2d) -> Iterator[tuple[
     if tensors[0].dtype != tensors[1].dtype or tensors[0].device != tensors[1].device:
         found = " and ".join(f"{tensor.dtype} on {tensor.device}" for tensor in tensors)
         yield "both weights must have one dtype and device", found
-
-
-def output_shape(
-    input: Tensor, weight: Tensor, stride: Sequence[int], padding: Padding, dilation: Sequence[int]
-) -> tuple[int, int, int, int]:
-    """[B, C, H', W'] of a depthwise convolution."""
-    left, right, top, bottom = padding
-    height, width = (
-        (size + pad - d * (k - 1) - 1) // s + 1
-        for size, pad, k, s, d in zip(input.shape[2:], (top + bottom, left + right), weight.shape[2:], stride, dilation)
-    )
-    return input.shape[0], input.shape[1], height, width
 
 
 def folded_norm(norm: nn.Module | None) -> nn.Module | None:

@@ -5,13 +5,13 @@
 #include <cstring>
 #include <limits>
 #include <random>
-#include <thread>
 #include <vector>
 
 #include "check.h"
 #include "lattice_build.h"
 #include "lattice_filter.h"
 #include "mean_field.h"
+#include "threads.h"
 
 using namespace densecrf;
 
@@ -69,20 +69,6 @@ struct Built {
   std::vector<int32_t> tile_vertices, neighbours;
   int64_t vertices = 0;
 };
-
-// Every range on a thread of its own, in no particular order.
-Pool threads(int count) {
-  static int parts;
-  parts = count;
-  return {[](int64_t size, int64_t grain, Pool::Body body, void* context) {
-            const int64_t chunk = std::max<int64_t>(grain, (size + parts - 1) / parts);
-            std::vector<std::thread> running;
-            for (int64_t begin = 0; begin < size; begin += chunk)
-              running.emplace_back(body, context, begin, std::min(size, begin + chunk));
-            for (auto& thread : running) thread.join();
-          },
-          count};
-}
 
 // One point on vertex 0 of a triangle, by hand: axis 0 joins vertices 2 and 0, axis 1 joins 1 and 2, axis 2 joins 0 and
 // 1; (8, 0, 0) becomes (8, 0, 4), then (8, 2, 4), then (9, 6, 4), and the slice divides by 1 + 1/4.

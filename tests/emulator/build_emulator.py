@@ -175,5 +175,10 @@ def build_program(test: Path, kernels: Iterable[str], mutation: Mutation | None 
         return _make(folder / f"{_digest(*command, LINKER_SCRIPT.read_bytes())}-{test.stem}", command)
 
 
+def run_program(test: Path, kernels: Iterable[str], mutation: Mutation | None) -> subprocess.CompletedProcess[str]:
+    """Build a test as `build_program` does, and run it."""
+    return subprocess.run([build_program(test, kernels, mutation)], capture_output=True, text=True, timeout=600)
+
+
 if __name__ == "__main__":
     print(build(sanitize="--sanitize" in sys.argv[1:]))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-
 import build_emulator
 import pytest
 from build_emulator import ROOT, Mutation
@@ -55,16 +53,11 @@ MUTANTS = {
 }
 
 
-def run_test(mutation: Mutation | None) -> subprocess.CompletedProcess[str]:
-    program = build_emulator.build_program(TEST, KERNELS, mutation)
-    return subprocess.run([program], capture_output=True, text=True, timeout=600)
-
-
 def test_passes_without_a_fault() -> None:
-    result = run_test(None)
+    result = build_emulator.run_program(TEST, KERNELS, None)
     assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.parametrize("name", MUTANTS)
 def test_fault_is_found(name: str) -> None:
-    assert run_test(MUTANTS[name]).returncode != 0
+    assert build_emulator.run_program(TEST, KERNELS, MUTANTS[name]).returncode != 0
